@@ -1,0 +1,79 @@
+"""The front door: `python -m bert_pruning COMMAND --flag=value ...`.
+
+    train     fine-tunes, distils and prunes
+    evaluate  scores a checkpoint on a labelled split
+    predict   writes GLUE submission files
+    report    counts parameters, zeros and bytes
+    fetch     downloads official checkpoints and data sets
+    run_all   trains every task at every learning rate, then prunes
+
+`python -m bert_pruning COMMAND --help` lists a command's flags; every command
+takes `--flagfile=FILE`.
+"""
+
+import importlib
+import logging
+import os
+import sys
+
+from absl import app
+from absl import flags
+
+from bert_pruning.errors import UserError
+
+COMMANDS = ("train", "evaluate", "predict", "report", "fetch", "run_all")
+
+
+def main(argv=None):
+    """Runs the command named first in `argv`; returns the exit status."""
+    argv = list(sys.argv if argv is None else argv)
+    if len(argv) < 2 or argv[1] in ("--help", "-h", "help"):
+        print(__doc__)
+        return 0 if len(argv) > 1 else 2
+    name = argv[1]
+    if name not in COMMANDS:
+        print(
+            f"Unknown command {name!r}. Commands: {', '.join(COMMANDS)}.",
+            file=sys.stderr,
+        )
+        return 2
+    # Its INFO lines would drown the progress bar.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    command = importlib.import_module(f"bert_pruning.commands.{name}")
+    before = set(flags.FLAGS)
+    command.define_flags()
+    if {"--help", "-h", "-help", "--helpfull"} & set(argv[2:]):
+        print(command.__doc__)
+        print(_describe(sorted(set(flags.FLAGS) - before)))
+        return 0
+    app.run(lambda _: _run(command), argv=[f"bert_pruning {name}", *argv[2:]])
+    return 0
+
+
+def _run(command):
+    # Our own messages only: absl's INFO level lets TensorFlow's through too.
+    log = logging.getLogger("bert_pruning")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(logging.StreamHandler())
+    try:
+        sys.exit(command.main())
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _describe(names):
+    lines = []
+    for name in names:
+        flag = flags.FLAGS[name]
+        default = "" if flag.default is None else f" [{flag.default_as_str}]"
+        lines.append(f"  --{name}{default}\n      {flag.help}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

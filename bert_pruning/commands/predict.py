@@ -1,0 +1,55 @@
+r"""Writes the predictions for a test set as a GLUE submission file.
+
+    python -m bert_pruning predict --init_checkpoint=runs/mrpc \
+        --data_dir=glue --output_dir=submission
+
+MNLI gives two files, matched and mismatched; `--task_name=AX` takes a model
+of MNLI.
+"""
+
+from absl import flags
+
+from bert_pruning.commands import flags as shared
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+    """Defines the flags of `predict`."""
+    shared.define_data_flags()
+    flags.DEFINE_string("init_checkpoint", None, "The fine-tuned model.")
+    flags.DEFINE_string(
+        "split", None, "One split; default: every test split of the task."
+    )
+    flags.DEFINE_string("output_dir", None, "Where the files are written.")
+
+
+def main():
+    """Predicts by the flags; returns the exit status."""
+    shared.require("init_checkpoint", "data_dir", "output_dir")
+
+    from bert_pruning.delivery.submission import write_submission
+    from bert_pruning.modeling import checkpoints
+    from bert_pruning.training.evaluation import Evaluator
+
+    checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
+    task = shared.evaluation_task(checkpoint)
+    shared.check_length(checkpoint.config)
+    model = shared.restore_classifier(checkpoint, task)
+    tokenizer = shared.find_tokenizer(checkpoint)
+    splits = [FLAGS.split] if FLAGS.split else _test_splits(task)
+    read = {
+        split: shared.read_encoded(task, split, tokenizer) for split in splits
+    }
+    evaluator = Evaluator(model)
+    for split, (examples, dataset) in read.items():
+        logits = evaluator.predict(dataset, FLAGS.eval_batch_size)
+        path = write_submission(
+            task, split, logits, examples.ids, FLAGS.output_dir
+        )
+        print(f"{path}: {len(dataset)} predictions")
+    return 0
+
+
+def _test_splits(task):
+    return [split for split in task.splits if split.startswith("test")]

@@ -1,0 +1,188 @@
+"""What can be known to go wrong before a sweep's first training.
+
+A sweep takes hours to days: flags, data, checkpoint, place and what earlier
+runs left are all looked at first.
+
+    tasks = check(sweep)
+"""
+
+import os
+import shutil
+import tempfile
+
+from absl import flags
+
+from bert_pruning.commands import flags as shared
+from bert_pruning.commands import train
+from bert_pruning.commands.sweep import Sweep
+from bert_pruning.data.tasks import Task
+from bert_pruning.data.tasks import read_examples
+from bert_pruning.errors import UserError
+from bert_pruning.training.run import RESUMABLE_FLAGS
+
+FLAGS = flags.FLAGS
+
+# While it trains, a run holds its model, the best one and the optimizer's two
+# slots.
+_MODELS_WHILE_TRAINING = 5
+
+# Which run will be the teacher is not known yet.
+_TEACHER = "(the best run)"
+
+
+def check(sweep: Sweep) -> dict[str, Task]:
+    """Checks everything that a sweep needs.
+
+    It sets the flags of `train` and imports TensorFlow; call it in a process
+    of its own.
+
+    Args:
+        sweep: `Sweep`.
+
+    Returns:
+        The tasks by the name that the sweep gives them.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    # Cheap checks first, so that a wrong flag is answered at once.
+    check_output(sweep.output_dir)
+    for name in sweep.tasks:
+        for stage in _stages(sweep, name):
+            _set_flags(stage)
+            _check_earlier_run(stage)
+    tasks = {}
+    for name in sweep.tasks:
+        _set_flags(_stages(sweep, name)[0])
+        tasks[name] = shared.find_task()
+        _check_data(tasks[name])
+
+    from bert_pruning.modeling.checkpoints import load_checkpoint
+    from bert_pruning.modeling.checkpoints import resolve_do_lower_case
+
+    checkpoint = load_checkpoint(sweep.init_checkpoint)
+    for name in sweep.tasks:
+        for stage in _stages(sweep, name):
+            _set_flags(stage)
+            train._check_flags()
+            shared.check_length(checkpoint.config)
+            resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
+    stages = [stage for name in sweep.tasks for stage in _stages(sweep, name)]
+    waiting = sum(not stage.is_done for stage in stages)
+    model_bytes = sum(array.nbytes for array in checkpoint.weights.values())
+    if waiting:
+        models = waiting + _MODELS_WHILE_TRAINING
+        check_space(sweep.output_dir, models * model_bytes)
+    return tasks
+
+
+def check_output(directory: str | os.PathLike) -> None:
+    """Makes a directory and writes to it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        os.makedirs(directory, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to --output_dir={directory}: {error.strerror}. "
+            f"Choose another one."
+        ) from error
+
+
+def check_space(directory: str | os.PathLike, num_bytes: int) -> None:
+    """Checks that a directory's disk has room.
+
+    Raises:
+        UserError: it has not.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise UserError(
+            f"The runs need about {num_bytes / 1e9:.1f} GB, but --output_dir="
+            f"{directory} has {free / 1e9:.1f} GB free. Free some space, "
+            f"choose another one, or try fewer --learning_rates."
+        )
+
+
+def train_flags() -> list[str]:
+    """The names of the flags that `train` understands."""
+    modules = FLAGS.flags_by_module_dict()
+    return [
+        flag.name
+        for module in (train.__name__, shared.__name__)
+        for flag in modules[module]
+    ]
+
+
+def _stages(sweep, name):
+    finetuning = sweep.finetune_stages(name).values()
+    stages = [stage for stages in finetuning for stage in stages]
+    return stages + sweep.prune_stages(name, _TEACHER) * sweep.prune
+
+
+def _set_flags(stage):
+    for name in train_flags():
+        FLAGS[name].unparse()
+    command = [*stage.arguments, f"--output_dir={stage.directory}"]
+    try:
+        rest = FLAGS(["train", *command])[1:]
+    except flags.Error as error:
+        raise UserError(f"{stage.title}: {error}") from error
+    if rest:
+        raise UserError(
+            f"{stage.title}: every line of a flagfile is a flag or, with a #, "
+            f"a comment. Received: {' '.join(rest)}"
+        )
+
+
+def _check_earlier_run(stage):
+    """A finished run of other flags must not pass for the one asked for."""
+    begun = stage.directory / "flags.cfg"
+    if FLAGS.overwrite or not stage.is_done or not begun.exists():
+        return
+    before, now = (
+        _settings(begun.read_text()),
+        _settings(shared.flags_as_text()),
+    )
+    differing = [
+        f"--{name}: {before.get(name, 'not set')} before, "
+        f"{now.get(name, 'not set')} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+        and not now.get(name, "").endswith(f"={_TEACHER}")
+    ]
+    if differing:
+        raise UserError(
+            f"{stage.directory} is finished, but with other flags "
+            f"({'; '.join(differing)}). Give the same flags, another "
+            f"--output_dir, or --overwrite to run all anew."
+        )
+
+
+def _settings(text):
+    """Name and line of each flag that changes what a run computes."""
+    known = set(train_flags()) - RESUMABLE_FLAGS
+    settings = {}
+    for line in text.splitlines():
+        name = line.removeprefix("--").partition("=")[0]
+        if name not in known:
+            name = name.removeprefix("no")
+        if name in known:
+            settings[name] = line
+    return settings
+
+
+def _check_data(task):
+    for split in task.splits:
+        if split == "train" or split.startswith("dev"):
+            examples = read_examples(task, FLAGS.data_dir, split)
+            if examples.labels is None:
+                raise UserError(f"{task.name}: {split} has no labels.")
+    if "train" not in task.splits:
+        raise UserError(
+            f"{task.name} has no training data; train on {task.model_task}."
+        )

@@ -1,0 +1,180 @@
+"""Counts what a checkpoint costs: zeros per matrix, parameters and bytes.
+
+Each ratio names what it is over, because "95 % sparse" is true of the pruned
+matrices and not of the model.
+"""
+
+import dataclasses
+import os
+
+from bert_pruning.compression import costs
+from bert_pruning.modeling import bert
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The costs of one checkpoint.
+
+    Args:
+        path: str. Where it was loaded from.
+        matrices: dict from layer name to `costs.Count`, the encoder's kernels.
+        whole: costs.Count. Every weight, heads included.
+        raw_bytes: int. All weights as float32.
+        compressed_bytes: int. The same after gzip.
+        results: dict of floats. The run's `eval_results.txt`, if any.
+    """
+
+    path: str
+    matrices: dict[str, costs.Count]
+    whole: costs.Count
+    raw_bytes: int
+    compressed_bytes: int
+    results: dict[str, float]
+
+    @property
+    def encoder(self):
+        """Count of all encoder kernels together."""
+        return sum(self.matrices.values(), costs.Count(0, 0))
+
+    @property
+    def pruned(self):
+        """Count of those encoder kernels that have zeros at all."""
+        touched = [count for count in self.matrices.values() if count.zeros]
+        return sum(touched, costs.Count(0, 0))
+
+    def to_dict(self):
+        """Returns plain values, for JSON."""
+        return {
+            "path": self.path,
+            "matrices": {
+                name: _count_values(count)
+                for name, count in self.matrices.items()
+            },
+            "pruned_matrices": _count_values(self.pruned),
+            "encoder_kernels": _count_values(self.encoder),
+            "whole_model": _count_values(self.whole),
+            "raw_bytes": self.raw_bytes,
+            "compressed_bytes": self.compressed_bytes,
+            "results": self.results,
+        }
+
+
+def measure(checkpoint, results=None):
+    """Measures one checkpoint.
+
+    Args:
+        checkpoint: checkpoints.Checkpoint.
+        results: dict of floats or None. Its evaluation.
+
+    Returns:
+        A `Report`.
+
+    Example:
+
+    ```python
+    report = measure(load_checkpoint("runs/mrpc_x20"))
+    report.encoder.sparsity, report.whole.sparsity  # 0.95, 0.737
+    ```
+    """
+    arrays = checkpoint.weights.values()
+    raw, compressed = costs.stored_bytes(arrays)
+    return Report(
+        path=checkpoint.path,
+        matrices={
+            name.split("/")[0]: costs.count(checkpoint.weights[name])
+            for name in bert.encoder_kernels(checkpoint.config)
+        },
+        whole=costs.total(arrays),
+        raw_bytes=raw,
+        compressed_bytes=compressed,
+        results=dict(results or {}),
+    )
+
+
+def as_text(reports):
+    """Formats full reports, one after the other, for a terminal."""
+    return "\n\n".join(_text(report) for report in reports)
+
+
+def as_markdown(reports):
+    """Formats a comparison, one row per checkpoint."""
+    metrics = list(
+        dict.fromkeys(
+            name
+            for report in reports
+            for name in report.results
+            if name.startswith("eval_") and name != "eval_time"
+        )
+    )
+    header = [
+        "checkpoint",
+        "parameters",
+        "zeros in pruned matrices",
+        "zeros in encoder kernels",
+        "zeros in whole model",
+        "MB raw",
+        "MB gzipped",
+        *metrics,
+    ]
+    rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    for report in reports:
+        pruned = report.pruned
+        rows.append(
+            [
+                os.path.normpath(report.path),
+                f"{report.whole.size:,}",
+                f"{pruned.sparsity:.4f}" if pruned.size else "none",
+                f"{report.encoder.sparsity:.4f}",
+                f"{report.whole.sparsity:.4f}",
+                f"{report.raw_bytes / 1e6:.1f}",
+                f"{report.compressed_bytes / 1e6:.1f}",
+                *(
+                    f"{report.results[name]:.4f}"
+                    if name in report.results
+                    else ""
+                    for name in metrics
+                ),
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _text(report):
+    width = max(map(len, report.matrices), default=0)
+    lines = [report.path]
+    for name, count in report.matrices.items():
+        lines.append(
+            f"  {name:{width}}  {count.size:>11,} weights  "
+            f"{count.kept:>11,} kept  sparsity {count.sparsity:.6f}"
+        )
+    touched = [count for count in report.matrices.values() if count.zeros]
+    names = (
+        (f"the {len(touched)} pruned matrices", report.pruned),
+        (f"all {len(report.matrices)} encoder kernels", report.encoder),
+        ("the whole model", report.whole),
+    )
+    for name, count in names:
+        if count.size:
+            lines.append(
+                f"Over {name}: {count.zeros:,} of {count.size:,} weights are "
+                f"zero, sparsity {count.sparsity:.7f}, ratio "
+                f"x{count.ratio:.2f}"
+            )
+    lines.append(
+        f"Stored: {report.raw_bytes:,} bytes raw, "
+        f"{report.compressed_bytes:,} gzipped "
+        f"(x{report.raw_bytes / report.compressed_bytes:.2f})"
+    )
+    lines.extend(
+        f"{name} = {value}" for name, value in sorted(report.results.items())
+    )
+    return "\n".join(lines)
+
+
+def _count_values(count):
+    return {
+        "size": count.size,
+        "zeros": count.zeros,
+        "sparsity": count.sparsity,
+        "ratio": count.ratio if count.kept else None,
+    }

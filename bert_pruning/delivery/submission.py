@@ -1,0 +1,86 @@
+"""Writes predictions as the files that gluebenchmark.com accepts.
+
+    path = write_submission(task, "test", logits, examples.ids, "predictions")
+
+One file per test set (`CoLA.tsv`, `MNLI-m.tsv`, `MNLI-mm.tsv`, `AX.tsv`, ...)
+with the columns `index` and `prediction`: the label as the task's files spell
+it, or a score cut to the range of the labels with three decimals. Zip the
+files of all tasks, without a folder, to submit them.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+
+from bert_pruning.data.task import Task
+from bert_pruning.errors import UserError
+
+
+def write_submission(
+    task: Task,
+    split: str,
+    logits: np.ndarray,
+    ids: Sequence[str],
+    output_dir: str,
+) -> str:
+    """Writes the predictions of one split.
+
+    Args:
+        task: `Task`.
+        split: str. A key of `task.splits`. A split that GLUE takes no
+            predictions of is written to `<TASK>-<split>.tsv`.
+        logits: array [examples, task.num_outputs]. In the order of the file.
+        ids: sequence of str. `Examples.ids`.
+        output_dir: str. Folder, made if need be.
+
+    Returns:
+        str. The path of the file.
+
+    Raises:
+        UserError: a logit is not finite, or the folder cannot be written.
+        ValueError: the numbers of logits and ids differ, or an id repeats.
+    """
+    logits = np.asarray(logits).astype(np.float64).reshape(len(logits), -1)
+    if logits.shape != (len(ids), task.num_outputs) or len(set(ids)) < len(ids):
+        raise ValueError(
+            f"Expected {task.num_outputs} logits for each of {len(ids)} "
+            f"different ids. Received: {list(logits.shape)} logits, "
+            f"{len(set(ids))} different ids."
+        )
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"A prediction for {task.name} is not finite. The model is "
+            "broken; did its training diverge?"
+        )
+    expected = task.splits[split].num_rows
+    if expected and expected != len(ids):
+        logging.warning(
+            "GLUE expects %d predictions for %s, not %d: the test file is "
+            "not the official one.",
+            expected,
+            task.splits[split].submission,
+            len(ids),
+        )
+    name = task.splits[split].submission or f"{task.name}-{split}"
+    path = os.path.join(output_dir, f"{name}.tsv")
+    rows = zip(ids, _format(task, logits), strict=True)
+    text = "".join(f"{index}\t{prediction}\n" for index, prediction in rows)
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        with open(f"{path}.tmp", "w", encoding="utf-8", newline="\n") as file:
+            file.write("index\tprediction\n" + text)
+        os.replace(f"{path}.tmp", path)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error}") from error
+    return path
+
+
+def _format(task: Task, logits: np.ndarray) -> list[str]:
+    if not task.is_regression:
+        return [task.labels[i] for i in logits.argmax(-1)]
+    scores = logits[:, 0]
+    if task.score_range:
+        scores = np.clip(scores, *task.score_range)
+    return [f"{score:.3f}" for score in scores]

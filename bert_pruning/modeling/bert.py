@@ -1,0 +1,264 @@
+"""The BERT graph: a flat functional model of plain layers with stable names.
+
+One builder serves every shape. Weights move between models, checkpoints and
+wrappers by canonical name, `layer name/weight name`, never by position.
+"""
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from bert_pruning.errors import UserError
+from bert_pruning.modeling import layers
+from bert_pruning.modeling.config import BertConfig
+
+
+def build_model(config: BertConfig, num_outputs: int | None = None):
+    """Builds a BERT encoder, with a classifier or regressor on top if asked.
+
+    The inputs are `input_word_ids`, `input_mask` and `input_type_ids`, all
+    int32 `(batch, length)` of any length up to
+    `config.max_position_embeddings`. The outputs are a dict:
+
+    - `hidden_states`: list of `num_layers + 1` tensors `(batch, length,
+      hidden_size)`; the first is the embedding output.
+    - `attention_scores`: list of `num_layers` tensors `(batch, heads, length,
+      length)`, scaled and masked, before the softmax.
+    - `pooled_output`: `(batch, hidden_size)`.
+    - `logits`: `(batch, num_outputs)`, float32; only with `num_outputs`.
+
+    What a caller does not use costs nothing inside a `tf.function`.
+
+    Args:
+        config: BertConfig. The shape.
+        num_outputs: int or None. Width of the classifier; 1 for regression,
+            None for the bare encoder.
+
+    Returns:
+        A `tf_keras.Model` with newly initialised weights.
+
+    Example:
+
+    ```python
+    config = BertConfig.uniform(
+        vocab_size=100, hidden_size=32, num_layers=2, num_heads=2
+    )
+    model = build_model(config, num_outputs=2)
+    ids = tf.constant([[2, 17, 42, 3]])
+    logits = model(
+        {
+            "input_word_ids": ids,
+            "input_mask": tf.ones_like(ids),
+            "input_type_ids": tf.zeros_like(ids),
+        }
+    )["logits"]
+    ```
+
+    Reference: [BERT](https://arxiv.org/abs/1810.04805).
+    """
+
+    def initializer():
+        return keras.initializers.TruncatedNormal(
+            stddev=config.initializer_range
+        )
+
+    def dense(units, name, **kwargs):
+        return keras.layers.Dense(
+            units, kernel_initializer=initializer(), name=name, **kwargs
+        )
+
+    def norm(name):
+        return layers.LayerNormalization(config.layer_norm_eps, name=name)
+
+    def dropout(name):
+        return layers.Dropout(config.hidden_dropout_prob, name=name)
+
+    def embedding(size, width, name):
+        return keras.layers.Embedding(
+            size, width, embeddings_initializer=initializer(), name=name
+        )
+
+    # === Inputs ===
+    word_ids, mask, type_ids = (
+        keras.Input((None,), dtype=tf.int32, name=name)
+        for name in ("input_word_ids", "input_mask", "input_type_ids")
+    )
+
+    # === Embeddings ===
+    x = embedding(
+        config.vocab_size,
+        config.embedding_rank or config.hidden_size,
+        "word_embeddings",
+    )(word_ids)
+    if config.embedding_rank:
+        x = dense(config.hidden_size, "embedding_projection", use_bias=False)(x)
+    types = embedding(
+        config.type_vocab_size, config.hidden_size, "token_type_embeddings"
+    )(type_ids)
+    x = keras.layers.Add(name="embeddings_add")([x, types])
+    x = layers.PositionEmbedding(
+        config.max_position_embeddings,
+        config.initializer_range,
+        name="position_embeddings",
+    )(x)
+    x = norm("embeddings_norm")(x)
+    x = dropout("embeddings_dropout")(x)
+    hidden_states, attention_scores = [x], []
+
+    # === Encoder ===
+    for i, (num_heads, intermediate_size) in enumerate(
+        zip(config.num_heads, config.intermediate_sizes)
+    ):
+        width = num_heads * config.head_size
+        query = dense(width, f"layer_{i}_query")(x)
+        key = dense(width, f"layer_{i}_key")(x)
+        value = dense(width, f"layer_{i}_value")(x)
+        scores = layers.AttentionScores(
+            config.head_size, name=f"layer_{i}_scores"
+        )([query, key, mask])
+        y = layers.AttentionContext(
+            config.head_size,
+            config.attention_probs_dropout_prob,
+            name=f"layer_{i}_attention",
+        )([scores, value])
+        y = dense(config.hidden_size, f"layer_{i}_attention_output")(y)
+        y = dropout(f"layer_{i}_attention_dropout")(y)
+        y = keras.layers.Add(name=f"layer_{i}_attention_add")([x, y])
+        x = norm(f"layer_{i}_attention_norm")(y)
+        y = dense(intermediate_size, f"layer_{i}_intermediate")(x)
+        y = keras.layers.Activation(
+            activation_function(config.hidden_act),
+            name=f"layer_{i}_activation",
+        )(y)
+        y = dense(config.hidden_size, f"layer_{i}_output")(y)
+        y = dropout(f"layer_{i}_output_dropout")(y)
+        y = keras.layers.Add(name=f"layer_{i}_output_add")([x, y])
+        x = norm(f"layer_{i}_output_norm")(y)
+        hidden_states.append(x)
+        attention_scores.append(scores)
+
+    # === Heads ===
+    pooled = layers.FirstToken(name="first_token")(x)
+    pooled = dense(config.hidden_size, "pooler", activation="tanh")(pooled)
+    outputs = {
+        "hidden_states": hidden_states,
+        "attention_scores": attention_scores,
+        "pooled_output": pooled,
+    }
+    if num_outputs is not None:
+        logits = layers.Dropout(
+            config.classifier_dropout, name="classifier_dropout"
+        )(pooled)
+        logits = dense(num_outputs, "classifier")(logits)
+        outputs["logits"] = keras.layers.Activation(
+            "linear", dtype=tf.float32, name="logits"
+        )(logits)
+
+    return keras.Model([word_ids, mask, type_ids], outputs, name="bert")
+
+
+@keras.utils.register_keras_serializable(package="bert_pruning")
+def gelu_new(values):
+    """Gelu by its tanh approximation, as the official BERT computes it."""
+    return tf.nn.gelu(values, approximate=True)
+
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": gelu_new,
+    "relu": "relu",
+    "tanh": "tanh",
+    "linear": "linear",
+}
+
+
+def activation_function(name):
+    """Returns what `keras.layers.Activation` takes for a config's name."""
+    return _ACTIVATIONS[name]
+
+
+def encoder_kernels(config: BertConfig):
+    """Returns the canonical names of the kernels that pruning acts on.
+
+    Six per layer: query, key, value, attention output, intermediate and
+    output; 72 matrices for BERT-base.
+    """
+    return tuple(
+        f"layer_{i}_{part}/kernel"
+        for i in range(config.num_layers)
+        for part in (
+            "query",
+            "key",
+            "value",
+            "attention_output",
+            "intermediate",
+            "output",
+        )
+    )
+
+
+def named_variables(model):
+    """Returns the model's own weights by canonical name.
+
+    Pruning wrappers are looked through, and what they add (mask, threshold,
+    step) is left out.
+
+    Args:
+        model: a model from `build_model`, wrapped by tfmot or not.
+
+    Returns:
+        A dict from `layer name/weight name` to variable, in graph order.
+    """
+    variables = {}
+    for layer in model.layers:
+        layer = getattr(layer, "layer", layer)
+        for variable in layer.weights:
+            weight = variable.name.split(":")[0].rsplit("/", 1)[-1]
+            variables[f"{layer.name}/{weight}"] = variable
+    return variables
+
+
+def get_weights(model):
+    """Returns the model's weights as arrays by canonical name."""
+    return {
+        name: variable.numpy()
+        for name, variable in named_variables(model).items()
+    }
+
+
+def set_weights(model, weights, initialized=("classifier",)):
+    """Copies arrays into a model by canonical name.
+
+    Args:
+        model: a model from `build_model`, wrapped or not.
+        weights: dict from canonical name to array. Names of heads that this
+            model does not have are skipped.
+        initialized: tuple of str. Layers that may keep their new weights
+            when `weights` lacks them.
+
+    Returns:
+        The names that kept their new weights.
+
+    Raises:
+        UserError: if a weight is missing or its shape differs.
+    """
+    variables = named_variables(model)
+    kept, missing = [], []
+    for name, variable in variables.items():
+        if name not in weights:
+            new = name.split("/")[0] in initialized
+            (kept if new else missing).append(name)
+        elif tuple(weights[name].shape) != tuple(variable.shape):
+            raise UserError(
+                f"Weight {name} has shape {tuple(weights[name].shape)}, but "
+                f"the model needs {tuple(variable.shape)}."
+            )
+    if missing:
+        raise UserError(
+            f"{len(missing)} weights are missing, the first: "
+            f"{', '.join(missing[:5])}."
+        )
+    for name, variable in variables.items():
+        if name in weights:
+            variable.assign(np.asarray(weights[name]))
+    return kept

@@ -1,0 +1,277 @@
+"""Checkpoints of every format, loaded to and saved from one form.
+
+| format | path | read | written |
+|---|---|---|---|
+| official TF1 | directory, or prefix of `*.index` | yes | `save_official` |
+| Hugging Face | directory | yes | `save_huggingface` |
+| our run | directory | yes | `save_huggingface` |
+| keras-hub preset | `preset:NAME` | yes | no |
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+
+from bert_pruning.errors import UserError
+from bert_pruning.modeling import huggingface
+from bert_pruning.modeling import keras_hub_preset
+from bert_pruning.modeling import official
+from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.files import is_lower_case
+from bert_pruning.modeling.files import read_json
+from bert_pruning.modeling.files import replaced_files
+
+PRESET_PREFIX = "preset:"
+
+# The casing that a model's name tells, by the first pattern found in it. The
+# official multilingual and Chinese models of 2018 are uncased.
+_CASING_OF_NAMES = (
+    (re.compile(r"uncased", re.IGNORECASE), True),
+    (re.compile(r"cased", re.IGNORECASE), False),
+    (re.compile(r"^(multilingual|chinese)_L-", re.IGNORECASE), True),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A BERT read from files.
+
+    Args:
+        config: BertConfig. Its shape.
+        weights: dict from canonical name to float32 array, heads included.
+        vocabulary: tuple of str.
+        do_lower_case: bool. Whether the vocabulary is uncased.
+        task: dict or None. The task block of a run: "name", "labels", ...
+        source: str. "official", "huggingface", "run" or "preset".
+        path: str. What was passed to `load_checkpoint`.
+        notes: tuple of str. What a person should know: heads that are
+            missing or were left out.
+    """
+
+    config: BertConfig
+    weights: dict[str, np.ndarray]
+    vocabulary: tuple[str, ...]
+    do_lower_case: bool
+    task: dict | None
+    source: str
+    path: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def new_layers(self):
+        """Layers that a model keeps newly initialised if this lacks them.
+
+        Pass it as `initialized` to `set_weights`.
+        """
+        if "pooler/kernel" in self.weights:
+            return ("classifier",)
+        return ("classifier", "pooler")
+
+
+def load_checkpoint(path: str):
+    """Loads a BERT checkpoint of any known format.
+
+    Every weight in it is mapped exactly once; what is missing, unknown or of
+    the wrong shape is an error. The pooler and the heads may be absent, each
+    as a whole. Half-precision weights become float32.
+
+    Args:
+        path: str. An official directory (or checkpoint prefix in it), a
+            Hugging Face directory, a run directory, or `preset:NAME`.
+
+    Returns:
+        A `Checkpoint`.
+
+    Raises:
+        UserError: if the path does not exist, a file is missing, truncated or
+            does not fit the others.
+
+    Example:
+
+    ```python
+    checkpoint = load_checkpoint("uncased_L-2_H-128_A-2")
+    model = build_model(checkpoint.config, num_outputs=2)
+    set_weights(model, checkpoint.weights, checkpoint.new_layers)
+    ```
+
+    Reference: [the official models](https://github.com/google-research/bert).
+    """
+    path = os.fspath(path)
+    fields = {"do_lower_case": None, "task": None, "notes": ()}
+    fields.update(_read(path))
+    notes = list(fields["notes"])
+    if "pooler/kernel" not in fields["weights"]:
+        notes.append("The checkpoint has no pooler: a new one is initialised.")
+    vocabulary = fields["vocabulary"]
+    if len(vocabulary) != fields["config"].vocab_size:
+        raise UserError(
+            f"The vocabulary of {path} has {len(vocabulary)} entries, but the "
+            f"model has {fields['config'].vocab_size} (vocab_size in its "
+            "configuration). Put the vocab.txt that belongs to the model "
+            "beside it."
+        )
+    if fields["do_lower_case"] is None:
+        fields["do_lower_case"] = _casing(path, vocabulary)
+    return Checkpoint(**{**fields, "path": path, "notes": tuple(notes)})
+
+
+def resolve_do_lower_case(checkpoint: Checkpoint, flag: bool | None):
+    """Returns whether texts are lower-cased, checking what was asked for.
+
+    Args:
+        checkpoint: Checkpoint.
+        flag: bool or None. What the person asked for; None to follow the
+            checkpoint.
+
+    Returns:
+        bool.
+
+    Raises:
+        UserError: if the flag contradicts the vocabulary: the tokens of most
+            words would not be found.
+    """
+    if flag is None or flag == checkpoint.do_lower_case:
+        return checkpoint.do_lower_case
+    casing = "an uncased" if checkpoint.do_lower_case else "a cased"
+    raise UserError(
+        f"{checkpoint.path} has {casing} vocabulary. Received: "
+        f"--do_lower_case={str(flag).lower()}. Leave the flag out, or pass "
+        f"--do_lower_case={str(checkpoint.do_lower_case).lower()}."
+    )
+
+
+def save_huggingface(
+    directory: str,
+    config: BertConfig,
+    weights: Mapping[str, np.ndarray],
+    vocabulary: Sequence[str],
+    do_lower_case: bool,
+    task: Mapping | None = None,
+):
+    """Saves a model as a Hugging Face checkpoint, which is also a run's.
+
+    `transformers.AutoModelForSequenceClassification.from_pretrained` and
+    `AutoTokenizer.from_pretrained` load it where `config.is_uniform`. Pruned
+    shapes are stored as they are; `load_checkpoint` reads them back.
+
+    The files are written beside each other first and then moved into place:
+    a failure leaves the directory as it was.
+
+    Args:
+        directory: str. Created if missing; other files in it stay.
+        config: BertConfig.
+        weights: mapping from canonical name to array, heads included.
+        vocabulary: sequence of str.
+        do_lower_case: bool.
+        task: mapping or None. JSON-serialisable; "labels" (empty for a
+            regression) become the names of the classifier's outputs.
+
+    Raises:
+        UserError: if the directory cannot be written to, or weights,
+            vocabulary and task do not fit the configuration.
+
+    Example:
+
+    ```python
+    save_huggingface(
+        "out", model_config, get_weights(model), vocabulary, True,
+        task={"name": "MRPC", "labels": ["0", "1"]},
+    )
+    ```
+    """
+    _check_vocabulary(config, vocabulary)
+    with replaced_files(directory, last=[huggingface.CONFIG_FILE]) as partial:
+        huggingface.write_huggingface(
+            partial, config, weights, vocabulary, do_lower_case, task
+        )
+
+
+def save_official(
+    directory: str,
+    config: BertConfig,
+    weights: Mapping[str, np.ndarray],
+    vocabulary: Sequence[str],
+):
+    """Saves a model as an official TF1 checkpoint.
+
+    A classifier is stored as the official fine-tuning code does, in
+    `output_weights` and `output_bias`. The format does not record the casing:
+    it is told from the directory's name or the vocabulary.
+
+    Args:
+        directory: str. Created if missing; other files in it stay.
+        config: BertConfig. Uniform, and not with the erf gelu, which the
+            official code cannot compute.
+        weights: mapping from canonical name to array, heads included.
+        vocabulary: sequence of str.
+
+    Raises:
+        UserError: if the directory cannot be written to, or the official
+            code could not build the model.
+    """
+    _check_vocabulary(config, vocabulary)
+    with replaced_files(directory, last=[official.CONFIG_FILE]) as partial:
+        official.write_official(partial, config, weights, vocabulary)
+
+
+def _read(path):
+    if path.startswith(PRESET_PREFIX):
+        preset = path[len(PRESET_PREFIX) :]
+        return {**keras_hub_preset.read_preset(preset), "source": "preset"}
+    if os.path.isdir(path):
+        return _read_directory(path)
+    if os.path.exists(f"{path}.index"):
+        return {**official.read_official(path), "source": "official"}
+    if os.path.exists(path):
+        raise UserError(
+            f"{path} is a file. Pass the checkpoint's directory, or the prefix "
+            "of an official checkpoint (without .index or .data-...)."
+        )
+    raise UserError(
+        f"There is no checkpoint {path}. Pass the directory of an official "
+        "(bert_config.json, bert_model.ckpt.*, vocab.txt) or a Hugging Face "
+        "checkpoint (config.json, model.safetensors or pytorch_model.bin, "
+        "vocab.txt), a run, or preset:NAME."
+    )
+
+
+def _read_directory(path):
+    there = set(os.listdir(path))
+    if huggingface.CONFIG_FILE in there:
+        values = read_json(os.path.join(path, huggingface.CONFIG_FILE))
+        if str(values.get("registered_name")).startswith("keras_hub"):
+            return {**keras_hub_preset.read_preset(path), "source": "preset"}
+    # Some repositories hold both formats.
+    is_huggingface = there & set(huggingface.WEIGHT_FILES)
+    is_official = any(name.endswith(".index") for name in there)
+    if is_huggingface or (huggingface.CONFIG_FILE in there and not is_official):
+        return huggingface.read_huggingface(path)
+    if is_official or official.CONFIG_FILE in there:
+        prefix = official.find_prefix(path)
+        return {**official.read_official(prefix), "source": "official"}
+    raise UserError(
+        f"{path} is no checkpoint: it has neither config.json (Hugging Face, "
+        "or a run) nor bert_config.json (official). It holds: "
+        f"{', '.join(sorted(there)) or 'nothing'}."
+    )
+
+
+def _casing(path, vocabulary):
+    directory = path if os.path.isdir(path) else os.path.dirname(path)
+    name = os.path.basename(os.path.abspath(directory))
+    for pattern, lower_case in _CASING_OF_NAMES:
+        if pattern.search(name):
+            return lower_case
+    return is_lower_case(vocabulary)
+
+
+def _check_vocabulary(config, vocabulary):
+    if len(vocabulary) != config.vocab_size:
+        raise UserError(
+            f"The vocabulary to be saved has {len(vocabulary)} entries, but "
+            f"the model has {config.vocab_size}."
+        )

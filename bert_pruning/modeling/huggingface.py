@@ -1,0 +1,264 @@
+"""Reads and writes the files of a Hugging Face BERT, and so of our runs.
+
+A directory holds `config.json`, the weights in `model.safetensors` or
+`pytorch_model.bin` (whole or in shards), and the vocabulary in `vocab.txt` or
+`tokenizer.json`. A run is the same with a `bert_pruning` block in its
+`config.json`: the full shape, the task and the casing.
+"""
+
+import os
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import ml_dtypes  # noqa: F401 -- gives NumPy the bfloat16 of safetensors
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from bert_pruning.errors import UserError
+from bert_pruning.modeling import mapping
+from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.files import read_json
+from bert_pruning.modeling.files import read_vocabulary
+from bert_pruning.modeling.files import require_files
+from bert_pruning.modeling.files import write_json
+from bert_pruning.modeling.files import write_vocabulary
+from bert_pruning.modeling.torch_pickle import read_torch_tensors
+
+CONFIG_FILE = "config.json"
+
+# In order of preference; an index lists the shards that hold each weight.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+_HEAD_PREFIXES = ("bert.", "cls.", "classifier.", "qa_outputs.")
+
+# Their classifier does not look at the pooled output, or not at one text.
+_OTHER_CLASSIFIERS = (
+    "BertForTokenClassification",
+    "BertForMultipleChoice",
+)
+
+_ARCHITECTURES = (
+    ("classifier/kernel", "BertForSequenceClassification"),
+    ("span/kernel", "BertForQuestionAnswering"),
+    ("next_sentence/kernel", "BertForPreTraining"),
+    ("mlm_output/bias", "BertForMaskedLM"),
+)
+
+
+def read_huggingface(directory: str):
+    """Reads a Hugging Face checkpoint or a run.
+
+    Args:
+        directory: str.
+
+    Returns:
+        A dict with `config`, `weights`, `vocabulary`, `do_lower_case` (None
+        where the files do not say), `task`, `source` and `notes`.
+
+    Raises:
+        UserError: if a file is missing or broken, or the weights do not match
+            the configuration.
+    """
+    require_files(
+        directory,
+        [CONFIG_FILE, " or ".join(WEIGHT_FILES), "vocab.txt or tokenizer.json"],
+    )
+    values = read_json(os.path.join(directory, CONFIG_FILE))
+    config = BertConfig.from_huggingface(values)
+    arrays = _read_arrays(directory)
+    notes = _drop_foreign_heads(arrays, values.get("architectures") or ())
+    rows = mapping.match_weights(
+        config,
+        {name: array.shape for name, array in arrays.items()},
+        "huggingface",
+        directory,
+    )
+    for row in rows:
+        if arrays[row.stored_name].dtype.kind in "iub":
+            raise UserError(
+                f"{row.stored_name} in {directory} is stored as "
+                f"{arrays[row.stored_name].dtype}. Quantised checkpoints "
+                "cannot be loaded; use the float one."
+            )
+    vocabulary, lower_case = _read_tokenizer(directory)
+    block = values.get("bert_pruning", {})
+    return {
+        "config": config,
+        "weights": {
+            row.name: row.convert(arrays[row.stored_name]) for row in rows
+        },
+        "vocabulary": vocabulary,
+        "do_lower_case": block.get("do_lower_case", lower_case),
+        "task": block.get("task"),
+        "source": "run" if block else "huggingface",
+        "notes": notes,
+    }
+
+
+def write_huggingface(
+    directory: str,
+    config: BertConfig,
+    weights: Mapping,
+    vocabulary: Sequence[str],
+    do_lower_case: bool,
+    task: Mapping | None = None,
+):
+    """Writes a run: what `read_huggingface` reads back, and Transformers too.
+
+    Raises:
+        UserError: if the weights do not fit the configuration or the task.
+        OSError: if a file cannot be written.
+    """
+    stored = mapping.stored_weights(config, weights, "huggingface")
+    values = config.to_huggingface()
+    values["architectures"] = [
+        next((a for name, a in _ARCHITECTURES if name in weights), "BertModel")
+    ]
+    if "classifier/kernel" in weights:
+        values.update(_task_fields(weights["classifier/kernel"].shape[1], task))
+    values["bert_pruning"].update(
+        task=None if task is None else dict(task),
+        do_lower_case=do_lower_case,
+    )
+    with open(os.path.join(directory, WEIGHT_FILES[0]), "wb") as file:
+        file.write(safetensors.numpy.save(stored, {"format": "pt"}))
+    write_vocabulary(os.path.join(directory, "vocab.txt"), vocabulary)
+    write_json(
+        os.path.join(directory, "tokenizer_config.json"),
+        {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": do_lower_case,
+            "model_max_length": config.max_position_embeddings,
+            "tokenize_chinese_chars": True,
+            "strip_accents": None,
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+        },
+    )
+    write_json(os.path.join(directory, CONFIG_FILE), values)
+
+
+def _task_fields(num_outputs, task):
+    labels = list((task or {}).get("labels") or ())
+    if labels and len(labels) != num_outputs:
+        raise UserError(
+            f"The classifier has {num_outputs} outputs, but the task has the "
+            f"labels {', '.join(map(str, labels))}."
+        )
+    if not labels:
+        labels = [f"LABEL_{i}" for i in range(num_outputs)]
+    return {
+        "id2label": {str(i): str(label) for i, label in enumerate(labels)},
+        "label2id": {str(label): i for i, label in enumerate(labels)},
+        "problem_type": "regression"
+        if num_outputs == 1
+        else "single_label_classification",
+    }
+
+
+def _read_arrays(directory):
+    """Returns all arrays by Hugging Face's present name of each."""
+    there = set(os.listdir(directory))
+    file_name = next(name for name in WEIGHT_FILES if name in there)
+    shards = [file_name]
+    if file_name.endswith(".index.json"):
+        index = read_json(os.path.join(directory, file_name))
+        shards = sorted(set(index.get("weight_map", {}).values()))
+        require_files(directory, shards)
+    arrays = {}
+    for shard in shards:
+        path = os.path.join(directory, shard)
+        read = (
+            read_torch_tensors if shard.endswith(".bin") else _read_safetensors
+        )
+        for name, array in read(path).items():
+            present = _present_name(name)
+            if present in arrays:
+                raise UserError(
+                    f"{path} holds {present} twice, the second time as "
+                    f"{name}. Remove one of the two."
+                )
+            arrays[present] = array
+    return arrays
+
+
+def _read_safetensors(path):
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, AttributeError, OSError) as error:
+        raise UserError(
+            f"{path} is truncated or is no safetensors file of float weights "
+            f"({error}). Copy or download it again."
+        ) from error
+
+
+def _present_name(name):
+    """Undoes what older or bare models do to a name."""
+    if name.endswith("LayerNorm.gamma"):
+        name = name[: -len("gamma")] + "weight"
+    elif name.endswith("LayerNorm.beta"):
+        name = name[: -len("beta")] + "bias"
+    return name if name.startswith(_HEAD_PREFIXES) else f"bert.{name}"
+
+
+def _drop_foreign_heads(arrays, architectures):
+    """Removes heads that we would misread; returns a note on each."""
+    notes = []
+    foreign = set(architectures) & set(_OTHER_CLASSIFIERS)
+    if foreign and "classifier.weight" in arrays:
+        for name in ("classifier.weight", "classifier.bias"):
+            arrays.pop(name, None)
+        notes.append(f"The classifier of a {foreign.pop()} was left out.")
+    decoder = arrays.get("cls.predictions.decoder.weight")
+    table = arrays.get("bert.embeddings.word_embeddings.weight")
+    if decoder is not None and not np.array_equal(decoder, table):
+        for name in [n for n in arrays if n.startswith("cls.predictions.")]:
+            del arrays[name]
+        notes.append(
+            "The masked-LM head was left out: its decoder is not tied to the "
+            "word embeddings."
+        )
+    decoder_bias = arrays.get("cls.predictions.decoder.bias")
+    if decoder_bias is not None:
+        arrays.setdefault("cls.predictions.bias", decoder_bias)
+    return notes
+
+
+def _read_tokenizer(directory):
+    """Returns the vocabulary, and the casing where the files say it."""
+    lower_case = None
+    path = os.path.join(directory, "tokenizer.json")
+    if os.path.exists(os.path.join(directory, "vocab.txt")):
+        vocabulary = read_vocabulary(os.path.join(directory, "vocab.txt"))
+    else:
+        values = read_json(path)
+        model = values.get("model", {})
+        if model.get("type", "WordPiece") != "WordPiece":
+            raise UserError(
+                f"{path} is a {model['type']} tokenizer; a BERT has a "
+                "WordPiece one."
+            )
+        ids = dict(model.get("vocab", {}))
+        for token in values.get("added_tokens", ()):
+            ids.setdefault(token["content"], token["id"])
+        vocabulary = tuple(sorted(ids, key=ids.get))
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise UserError(
+                f"The token ids in {path} do not run from 0 without a gap. "
+                "Add the model's vocab.txt to the directory."
+            )
+        lower_case = (values.get("normalizer") or {}).get("lowercase")
+    path = os.path.join(directory, "tokenizer_config.json")
+    if os.path.exists(path):
+        lower_case = read_json(path).get("do_lower_case", lower_case)
+    return vocabulary, lower_case

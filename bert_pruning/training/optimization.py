@@ -1,0 +1,260 @@
+"""Optimizers and learning-rate schedules for fine-tuning BERT.
+
+One optimizer class serves both recipes: AdamW, and the official BERT
+optimizer, which is AdamW without bias correction.
+"""
+
+import tensorflow as tf
+import tf_keras as keras
+
+from bert_pruning.errors import UserError
+from bert_pruning.modeling import bert
+
+_register = keras.utils.register_keras_serializable(package="bert_pruning")
+
+
+@_register
+class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up, then a constant, linear or official BERT decay.
+
+    With `t` updates done, `w` warm-up steps and `N` steps in all, the rate is
+    `peak * t / w` while `t < w`, and then
+
+    - "constant": `peak`;
+    - "linear": `peak * (N - t) / (N - w)`, from the peak down to zero;
+    - "official": `peak * (N - t) / N`, which drops by `w / N` at the end of
+      the warm-up, as the official BERT code does.
+
+    Args:
+        peak: float. Highest learning rate.
+        num_steps: int. Optimizer steps in all.
+        warmup_steps: int. Optimizer steps of the warm-up.
+        decay: "constant", "linear" or "official".
+
+    Raises:
+        UserError: if `decay` is unknown or a number is out of range.
+
+    Example:
+
+    ```python
+    schedule = WarmupSchedule(5e-5, num_steps=100, warmup_steps=10)
+    float(schedule(55))  # 2.5e-05
+    ```
+    """
+
+    def __init__(self, peak, num_steps, warmup_steps=0, decay="linear"):
+        super().__init__()
+        if decay not in ("constant", "linear", "official"):
+            raise UserError(
+                "--lr_schedule must be constant, linear or official. "
+                f"Received: {decay!r}."
+            )
+        if not 0 <= warmup_steps <= num_steps:
+            raise UserError(
+                "The warm-up must not be longer than the training. Received: "
+                f"{warmup_steps} of {num_steps} steps."
+            )
+        self.peak = peak
+        self.num_steps = num_steps
+        self.warmup_steps = warmup_steps
+        self.decay = decay
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        total = tf.cast(self.num_steps, tf.float32)
+        warmup = tf.cast(self.warmup_steps, tf.float32)
+        remaining = tf.maximum(total - step, 0.0)
+        if self.decay == "constant":
+            share = tf.ones_like(step)
+        elif self.decay == "linear":
+            share = remaining / tf.maximum(total - warmup, 1.0)
+        else:
+            share = remaining / tf.maximum(total, 1.0)
+        if self.warmup_steps:
+            share = tf.where(step < warmup, step / warmup, share)
+        return self.peak * share
+
+    def get_config(self):
+        return {
+            "peak": self.peak,
+            "num_steps": self.num_steps,
+            "warmup_steps": self.warmup_steps,
+            "decay": self.decay,
+        }
+
+
+@_register
+class AdamW(keras.optimizers.Optimizer):
+    """Adam with decoupled weight decay, with or without bias correction.
+
+    Without bias correction this is the official BERT optimizer: the first
+    updates are up to 6.5 times the learning rate.
+
+    Args:
+        learning_rate: float or schedule.
+        weight_decay: float or None. Share of the weight removed per step, in
+            units of the learning rate.
+        bias_correction: bool. False for the official BERT optimizer.
+        beta_1: float. Decay of the mean of the gradients.
+        beta_2: float. Decay of the mean of their squares.
+        epsilon: float. Added to the root of the mean square.
+        global_clipnorm: float or None. Largest norm of all gradients
+            together.
+
+    Example:
+
+    ```python
+    optimizer = AdamW(5e-5, bias_correction=False, global_clipnorm=1.0)
+    ```
+
+    Reference: [Decoupled Weight Decay](https://arxiv.org/abs/1711.05101).
+    """
+
+    def __init__(
+        self,
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        bias_correction=True,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-6,
+        global_clipnorm=None,
+        name="AdamW",
+        **kwargs,
+    ):
+        # The fused kernel below gains nothing from XLA.
+        kwargs["jit_compile"] = False
+        super().__init__(
+            name=name,
+            weight_decay=weight_decay,
+            global_clipnorm=global_clipnorm,
+            **kwargs,
+        )
+        self._learning_rate = self._build_learning_rate(learning_rate)
+        self.bias_correction = bias_correction
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+
+    def build(self, var_list):
+        super().build(var_list)
+        if getattr(self, "_built", False):
+            return
+        self._built = True
+        self._momentums = [
+            self.add_variable_from_reference(variable, "m")
+            for variable in var_list
+        ]
+        self._velocities = [
+            self.add_variable_from_reference(variable, "v")
+            for variable in var_list
+        ]
+
+    def update_step(self, gradient, variable):
+        index = self._index_dict[self._var_key(variable)]
+        powers = (0.0, 0.0)
+        if self.bias_correction:
+            step = tf.cast(self.iterations + 1, tf.float32)
+            powers = (
+                tf.pow(tf.constant(self.beta_1), step),
+                tf.pow(tf.constant(self.beta_2), step),
+            )
+        # One pass over memory; with both powers at zero the kernel's bias
+        # correction is exactly 1.
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].handle,
+            v=self._velocities[index].handle,
+            beta1_power=powers[0],
+            beta2_power=powers[1],
+            lr=tf.cast(self.learning_rate, tf.float32),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=tf.cast(tf.convert_to_tensor(gradient), tf.float32),
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "learning_rate": self._serialize_hyperparameter(
+                self._learning_rate
+            ),
+            "bias_correction": self.bias_correction,
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+        }
+
+
+def split_decay(model):
+    """Splits the trainable variables into decayed and not decayed ones.
+
+    Kernels and embedding tables decay, biases and layer normalisation do not,
+    as in the official BERT code. Wrapped kernels count as what they wrap.
+
+    Args:
+        model: a model from `build_model`, wrapped or not.
+
+    Returns:
+        Two dicts from canonical name to variable; together they hold every
+        trainable variable exactly once.
+    """
+    decayed, excluded = {}, {}
+    for name, variable in bert.named_variables(model).items():
+        weight = name.split("/")[-1]
+        group = decayed if weight in ("kernel", "embeddings") else excluded
+        group[name] = variable
+    covered = len(decayed) + len(excluded)
+    if covered != len(model.trainable_variables):
+        raise RuntimeError(
+            f"{len(model.trainable_variables)} trainable variables, but "
+            f"{covered} in the two decay groups."
+        )
+    return decayed, excluded
+
+
+def build_optimizer(
+    model, name, schedule, weight_decay=0.01, global_clipnorm=1.0
+):
+    """Builds the optimizer for a model.
+
+    Args:
+        model: a model from `build_model`, wrapped or not.
+        name: "adamw" (bias-corrected, epsilon 1e-8 as in PyTorch) or
+            "bert_adam" (the official one: uncorrected, epsilon 1e-6).
+        schedule: learning-rate schedule.
+        weight_decay: float. 0 switches it off.
+        global_clipnorm: float. Largest norm of all gradients together; 0
+            switches clipping off.
+
+    Returns:
+        A built optimizer, inside a `LossScaleOptimizer` if the global policy
+        is mixed_float16.
+
+    Raises:
+        UserError: if `name` is unknown.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(
+            f"--optimizer must be one of {', '.join(OPTIMIZERS)}. "
+            f"Received: {name!r}."
+        )
+    optimizer = AdamW(
+        schedule,
+        weight_decay=weight_decay or None,
+        global_clipnorm=global_clipnorm or None,
+        **OPTIMIZERS[name],
+    )
+    _, excluded = split_decay(model)
+    optimizer.exclude_from_weight_decay(var_list=list(excluded.values()))
+    if keras.mixed_precision.global_policy().name == "mixed_float16":
+        optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+OPTIMIZERS = {
+    "adamw": {"bias_correction": True, "epsilon": 1e-8},
+    "bert_adam": {"bias_correction": False, "epsilon": 1e-6},
+}

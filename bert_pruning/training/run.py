@@ -1,0 +1,170 @@
+"""A run: the directory that one command writes and the next one reads.
+
+A finished run is a Hugging Face checkpoint with its flags, metrics and
+TensorBoard events beside it:
+
+    config.json  model.safetensors  vocab.txt  tokenizer_config.json
+    flags.cfg  metrics.jsonl  eval_results.txt  events/  DONE
+
+While it trains, `checkpoint/` holds what a killed run resumes from, and
+`checkpoint/best/` the best model so far, itself a checkpoint.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+
+from bert_pruning.errors import UserError
+
+# Files that do not change what a run computes may differ when it resumes.
+RESUMABLE_FLAGS = frozenset(
+    {"overwrite", "log_steps", "save_steps", "cache_dir", "eval_batch_size"}
+)
+
+
+class Run:
+    """Opens a run directory: new, to be resumed, or refused.
+
+    Args:
+        directory: str. Where the run is written.
+        flags: str. The command's flags as a flagfile's text.
+        overwrite: bool. Start anew over a run that is already there.
+
+    Raises:
+        UserError: if the run is finished, was begun with other flags, or the
+            directory cannot be written.
+
+    Example:
+
+    ```python
+    run = Run("runs/mrpc", flags="--learning_rate=5e-5\\n")
+    run.is_resumed  # False
+    ```
+    """
+
+    def __init__(self, directory, flags="", overwrite=False):
+        self.directory = pathlib.Path(directory)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(
+                f"--output_dir must be a directory. Received: {directory}, "
+                "which is a file."
+            )
+        if self.path("DONE").exists() and not overwrite:
+            raise UserError(
+                f"{directory} holds a finished run. Choose another "
+                "--output_dir, or add --overwrite to replace it."
+            )
+        with self.writing():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                self._clear()
+            begun = self.path("flags.cfg")
+            self.is_resumed = begun.exists() and self.path("checkpoint").is_dir()
+            if self.is_resumed:
+                _check_same_flags(directory, begun.read_text(), flags)
+            self.write_text("flags.cfg", flags)
+
+    def path(self, *parts):
+        """Returns the path of a file in the run's directory."""
+        return self.directory.joinpath(*parts)
+
+    @contextlib.contextmanager
+    def writing(self):
+        """Turns a failed write into an error that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to {self.directory}: {error.strerror or error}"
+                ". Free some space or choose another --output_dir; what was "
+                "there is unchanged, and the same command resumes the run."
+            ) from error
+
+    def write_text(self, name, text):
+        """Writes a file whole or not at all."""
+        with self.writing():
+            path = self.path(name)
+            temporary = path.with_name(f".{path.name}.tmp")
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+
+    def write_metrics(self, records):
+        """Writes `metrics.jsonl`, one JSON object per evaluation."""
+        lines = [json.dumps(record) + "\n" for record in records]
+        self.write_text("metrics.jsonl", "".join(lines))
+
+    def write_results(self, results):
+        """Writes `eval_results.txt`, sorted `key = value` lines."""
+        lines = [f"{key} = {results[key]}\n" for key in sorted(results)]
+        self.write_text("eval_results.txt", "".join(lines))
+
+    def save_best(self, save):
+        """Replaces `checkpoint/best` by what `save(directory)` writes."""
+        with self.writing():
+            best = self.path("checkpoint", "best")
+            fresh = self.path("checkpoint", "best.new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            save(str(fresh))
+            shutil.rmtree(best, ignore_errors=True)
+            os.replace(fresh, best)
+
+    def finish(self, results):
+        """Puts the best model in place and marks the run as done."""
+        with self.writing():
+            for source in sorted(self.path("checkpoint", "best").iterdir()):
+                temporary = self.path(f".{source.name}.tmp")
+                shutil.copyfile(source, temporary)
+                os.replace(temporary, self.path(source.name))
+            self.write_results(results)
+            self.write_text("DONE", "")
+            # As large as three models, and of no more use.
+            shutil.rmtree(self.path("checkpoint"), ignore_errors=True)
+
+    def _clear(self):
+        # DONE first: a kill in between must not leave half a finished run.
+        self.path("DONE").unlink(missing_ok=True)
+        for name in ("checkpoint", "events"):
+            shutil.rmtree(self.path(name), ignore_errors=True)
+        for name in ("flags.cfg", "metrics.jsonl", "eval_results.txt"):
+            self.path(name).unlink(missing_ok=True)
+
+
+def read_results(path):
+    """Reads a file of `key = value` lines into a dict of floats."""
+    results = {}
+    for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(" = ")
+        results[key] = float(value)
+    return results
+
+
+def _check_same_flags(directory, begun, flags):
+    ours, theirs = _parse_flags(flags), _parse_flags(begun)
+    differing = [
+        f"--{name}: begun with {theirs.get(name)}, now {ours.get(name)}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name) and name not in RESUMABLE_FLAGS
+    ]
+    if differing:
+        raise UserError(
+            f"{directory} holds an unfinished run with other flags "
+            f"({'; '.join(differing)}). Give the same flags to resume it, or "
+            "add --overwrite to start anew."
+        )
+
+
+def _parse_flags(text):
+    flags = {}
+    for line in text.splitlines():
+        if line.startswith("--"):
+            name, has_value, value = line[2:].partition("=")
+            if not has_value and name.startswith("no"):
+                name, value = name[2:], "false"
+            flags[name] = value or "true"
+    return flags

@@ -1,0 +1,221 @@
+"""One optimizer step: forward, backward, update, masks.
+
+`DistillationModel` is a `tf_keras.Model` that trains a student on any mix of
+labels and teacher features. Fine-tuning is the case of no teacher.
+"""
+
+import tensorflow as tf
+import tf_keras as keras
+
+from bert_pruning.modeling import layers
+from bert_pruning.training import distillation
+
+
+class DistillationModel(keras.Model):
+    """Trains a student on its labels and on a teacher's features.
+
+    The teacher is frozen and in inference mode. With a `pruner` the student's
+    masks are re-applied after every update.
+
+    Args:
+        student: a model from `build_model`, wrapped for pruning or not.
+        teacher: a model from `build_model` or None.
+        matches: tuple of `distillation.Match`. Needs a teacher.
+        label_weight: float. Factor of the loss on the true labels; 0 learns
+            from the teacher alone.
+        pruner: `sparsity.Pruner` or None.
+        seed: int. Seed of the dropout masks; they are a pure function of it
+            and the step, so a resumed run repeats them.
+        jit_compile: bool. Compiles forward and backward pass with XLA.
+
+    Example:
+
+    ```python
+    model = DistillationModel(student, teacher, matches, label_weight=0.0)
+    model.compile(optimizer=build_optimizer(student, "adamw", 5e-5))
+    model.fit(dataset)  # of dicts with the three inputs and "label"
+    ```
+
+    Reference: [SparseBERT](https://arxiv.org/abs/2104.08682).
+    """
+
+    def __init__(
+        self,
+        student,
+        teacher=None,
+        matches=(),
+        label_weight=1.0,
+        pruner=None,
+        seed=0,
+        jit_compile=False,
+    ):
+        super().__init__()
+        if matches and teacher is None:
+            raise ValueError("Matching features needs a teacher.")
+        self.student = student
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.trainable = False
+        self.matches = matches
+        self.label_weight = label_weight
+        self.pruner = pruner
+        self.seed = seed
+        self.steps_done = tf.Variable(
+            0,
+            dtype=tf.int64,
+            trainable=False,
+            name="steps_done",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        self._accumulated = None
+        self._forward_backward = self._differentiate
+        if jit_compile:
+            self._forward_backward = tf.function(
+                self._differentiate, jit_compile=True
+            )
+
+    def compile(self, optimizer, **kwargs):
+        """Sets the optimizer. The losses are the objective's."""
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def call(self, inputs, training=False):
+        return self.student(inputs, training=training)
+
+    def losses_of(self, batch):
+        """Computes the losses of one batch.
+
+        Args:
+            batch: dict of the three inputs and `label`.
+
+        Returns:
+            A dict of float32 scalars: the unweighted terms and `loss`, their
+            weighted sum.
+        """
+        inputs = [batch[name] for name in INPUT_NAMES]
+        outputs = self.student(inputs, training=True)
+        terms = {}
+        total = 0.0
+        if self.label_weight:
+            terms["label_loss"] = label_loss(batch["label"], outputs["logits"])
+            total += self.label_weight * terms["label_loss"]
+        if self.matches:
+            targets = self.teacher(inputs, training=False)
+            for match in self.matches:
+                value = distillation.match_loss(
+                    match, outputs, targets, batch["input_mask"]
+                )
+                terms[f"{match.feature}_loss"] = value
+                total += match.weight * value
+        return {"loss": total, **terms}
+
+    def train_step(self, batch, share=1.0):
+        """Runs one optimizer step.
+
+        Args:
+            batch: dict of the three inputs and `label`.
+            share: float scalar. This batch's part of the whole batch, where
+                replicas divide it.
+
+        Returns:
+            The dict of `losses_of`, each times `share`.
+        """
+        losses, gradients = self._forward_backward(
+            batch, share, self._dropout_seed(0)
+        )
+        self._apply(gradients)
+        return losses
+
+    def accumulate_step(self, batch, share, index):
+        """Adds one micro-batch's gradients to the sum.
+
+        Args:
+            batch: dict of the three inputs and `label`.
+            share: float scalar. The micro-batch's part of the whole batch.
+            index: int scalar. Its number within the step.
+        """
+        losses, gradients = self._forward_backward(
+            batch, share, self._dropout_seed(index)
+        )
+        for total, gradient in zip(self._sums(), gradients):
+            total.assign_add(gradient)
+        return losses
+
+    def apply_step(self):
+        """Updates the weights from the accumulated gradients."""
+        sums = self._sums()
+        self._apply([total.read_value() for total in sums])
+        for total in sums:
+            total.assign(tf.zeros_like(total))
+
+    def _differentiate(self, batch, share, seed):
+        scaled = hasattr(self.optimizer, "get_scaled_loss")
+        with tf.GradientTape() as tape, layers.dropout_seed(seed):
+            losses = {
+                name: value * share
+                for name, value in self.losses_of(batch).items()
+            }
+            loss = losses["loss"]
+            if scaled:
+                loss = self.optimizer.get_scaled_loss(loss)
+        variables = self.student.trainable_variables
+        gradients = tape.gradient(
+            loss, variables, unconnected_gradients="zero"
+        )
+        # Embedding gradients too: every row has momentum and decay.
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        if scaled:
+            gradients = self.optimizer.get_unscaled_gradients(gradients)
+        return losses, gradients
+
+    def _apply(self, gradients):
+        self.optimizer.apply_gradients(
+            zip(gradients, self.student.trainable_variables)
+        )
+        if self.pruner is not None:
+            self.pruner.apply_masks()
+        self.steps_done.assign_add(1)
+
+    def _dropout_seed(self, index):
+        replica = tf.distribute.get_replica_context()
+        stream = tf.cast(index, tf.int64) * replica.num_replicas_in_sync
+        stream += tf.cast(replica.replica_id_in_sync_group, tf.int64)
+        # 2**12 streams a step: micro-batches times replicas.
+        position = self.steps_done * 4096 + stream
+        return tf.stack(
+            [self.seed, tf.cast(position % (2**31 - 1), tf.int32)]
+        )
+
+    def _sums(self):
+        if self._accumulated is None:
+            with tf.init_scope():
+                self._accumulated = [
+                    tf.Variable(
+                        tf.zeros(variable.shape),
+                        trainable=False,
+                        synchronization=tf.VariableSynchronization.ON_READ,
+                        aggregation=tf.VariableAggregation.SUM,
+                    )
+                    for variable in self.student.trainable_variables
+                ]
+        return self._accumulated
+
+
+def label_loss(labels, logits):
+    """Mean loss on the true labels.
+
+    Args:
+        labels: int tensor `(batch,)`, or float scores where `logits` has one
+            column.
+        logits: float32 tensor `(batch, outputs)`.
+
+    Returns:
+        Softmax cross-entropy, or for one output the squared error.
+    """
+    if logits.shape[-1] == 1:
+        return distillation.mean_squared_error(logits[:, 0], labels)
+    return tf.reduce_mean(
+        tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    )
+
+
+INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")

