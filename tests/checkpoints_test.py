@@ -297,6 +297,8 @@ def test_run_survives(tmp_path, config, num_outputs):
     assert checkpoint.task == task
     assert checkpoint.source == "run"
     check_same(checkpoint.weights, weights)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert load_checkpoint(str(tmp_path)).do_lower_case is False
 
 
 def test_saving_a_model_that_was_loaded_changes_no_byte(tmp_path):
@@ -1173,15 +1175,19 @@ def test_full_disk_leaves_the_old_checkpoint(saved):
 
 
 def test_saving_again_replaces_and_leaves_other_files(saved):
-    directory, _ = saved
+    directory, weights_file = saved
     (directory / "metrics.jsonl").write_text("{}\n")
     checkpoint = load_checkpoint(str(directory))
     weights = {n: w + 1 for n, w in checkpoint.weights.items()}
     args = (str(directory), checkpoint.config, weights, checkpoint.vocabulary)
     names = sorted(os.listdir(directory))
-    if checkpoint.source == "official":
-        save_official(*args)
-    else:
-        save_huggingface(*args, True)
+    old = (directory / weights_file).read_bytes()
+    with open(directory / weights_file, "rb") as reader:
+        if checkpoint.source == "official":
+            save_official(*args)
+        else:
+            save_huggingface(*args, True)
+        # Who had it open keeps the old file, whole.
+        assert reader.read() == old
     assert sorted(os.listdir(directory)) == names
     check_same(load_checkpoint(str(directory)).weights, weights)

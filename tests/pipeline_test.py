@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import logging
 
 from bert_pruning.data import pipeline
@@ -16,22 +17,32 @@ from bert_pruning.data.reading import Examples
 from bert_pruning.data.reading import read_examples
 from bert_pruning.data.tasks import TASKS
 from bert_pruning.data.tokenization import BertTokenizer
+from bert_pruning.data.tokenization import load_vocabulary
 from bert_pruning.errors import UserError
 
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d")
 INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 
 
-class CountingTokenizer(BertTokenizer):
-    """Remembers how many rows it was asked to encode."""
+class CountingTokenizer:
+    """Splits at spaces, fast; remembers how many rows it was given."""
 
     def __init__(self, vocabulary=VOCABULARY, do_lower_case=True):
-        super().__init__(vocabulary, do_lower_case)
+        self.vocabulary = vocabulary
+        self.do_lower_case = do_lower_case
         self.num_rows = 0
 
-    def encode(self, text_a, text_b=None, max_seq_length=128):
+    def encode(self, text_a, text_b, max_seq_length):
         self.num_rows += len(text_a)
-        return super().encode(text_a, text_b, max_seq_length)
+        ids, types = [], []
+        for a, b in zip(text_a, text_b or [""] * len(text_a), strict=True):
+            first = [2, *map(self.vocabulary.index, a.split()), 3]
+            second = [*map(self.vocabulary.index, b.split()), 3]
+            second = second if b else []
+            ids.append((first + second)[:max_seq_length])
+            types.append([0] * len(first) + [1] * len(second))
+            types[-1] = types[-1][:max_seq_length]
+        return tf.ragged.constant(ids), tf.ragged.constant(types)
 
 
 def make_examples(text_a=("a b", "c"), text_b=None, labels=(0, 1)):
@@ -91,10 +102,12 @@ class TestEncode:
             encode_examples(examples, CountingTokenizer(), length)
 
     def test_batches_equal_the_tokenizers_own_packing(self):
-        examples = make_examples(("a b", "c"), ("c", "a b d"))
-        tokenizer = CountingTokenizer()
+        examples = make_examples(
+            ("a b", "c", "d"), ("c", "a b d", ""), range(3)
+        )
+        tokenizer = BertTokenizer(VOCABULARY, do_lower_case=True)
         dataset = encode_examples(examples, tokenizer, 16)
-        batch = dataset.batch(np.array([0, 1]), pad_multiple=1)
+        batch = dataset.batch(np.arange(3), pad_multiple=1)
         expected = tokenizer.pack(
             *tokenizer.encode(examples.text_a, examples.text_b, 16)
         )
@@ -321,7 +334,8 @@ class TestTrainBatches:
                 if 0 in rows:
                     neighbours.update(rows)
         assert neighbours.pop(0) == 10
-        assert max(neighbours.values()) <= 3
+        assert len(neighbours) > 20
+        assert max(neighbours.values()) < 7
 
     def test_sorted_labels_are_mixed(self):
         """The TF1 code shuffled 100 rows at a time: STS-B stayed ordered."""
@@ -355,22 +369,21 @@ class TestEvalBatches:
 
 
 class TestRealData:
-    def test_every_mrpc_row_encodes_as_the_tokenizer_alone_does(
+    def test_mrpc_rows_are_what_the_tokenizer_alone_gives(
         self, glue_dir, minilm_dir
     ):
-        from bert_pruning.data.tokenization import load_vocabulary
-
         tokenizer = BertTokenizer(
             load_vocabulary(f"{minilm_dir}/vocab.txt"), do_lower_case=True
         )
         examples = read_examples(TASKS["MRPC"], glue_dir, "dev")
         dataset = encode_examples(examples, tokenizer, 64)
         ids, types = tokenizer.encode(examples.text_a, examples.text_b, 64)
-        for row in range(len(examples)):
-            batch = dataset.batch(np.array([row]), pad_multiple=1)
-            assert batch["input_word_ids"][0].tolist() == (
-                ids[row].numpy().tolist()
-            )
-            assert batch["input_type_ids"][0].tolist() == (
-                types[row].numpy().tolist()
-            )
+        batch = dataset.batch(np.arange(len(examples)))
+        for row, (row_ids, row_types) in enumerate(
+            zip(ids.to_list(), types.to_list(), strict=True)
+        ):
+            length = len(row_ids)
+            assert batch["input_word_ids"][row, :length].tolist() == row_ids
+            assert batch["input_type_ids"][row, :length].tolist() == row_types
+            assert batch["input_mask"][row].sum() == length
+        assert batch["label"].tolist() == examples.labels.tolist()

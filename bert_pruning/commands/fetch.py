@@ -8,6 +8,7 @@ from functools import partial
 
 from absl import flags
 
+from bert_pruning.commands import flags as shared
 from bert_pruning.data.demo import fetch_demo
 from bert_pruning.data.fetch import CHECKPOINT_URL
 from bert_pruning.data.fetch import GLUE
@@ -19,11 +20,11 @@ from bert_pruning.data.fetch import find_checkpoint
 FLAGS = flags.FLAGS
 
 
-def define_flags() -> None:
-    """Defines the flags of this command."""
+def define_flags():
+    """Defines the flags of `fetch`."""
     flags.DEFINE_list(
         "what",
-        None,
+        [],
         "What to fetch, separated by commas: 'demo'; 'glue' for all its tasks, "
         f"or some of {', '.join(GLUE)}; official checkpoints as DATE/NAME, for "
         "example 2018_10_18/uncased_L-12_H-768_A-12.",
@@ -33,12 +34,13 @@ def define_flags() -> None:
         "checkpoint_url", CHECKPOINT_URL, "Where the official checkpoints are."
     )
     flags.DEFINE_string("glue_url", GLUE_URL, "Where GLUE is.")
-    flags.mark_flag_as_required("what")
 
 
-def main(_) -> None:
-    """Fetches everything that the flags name."""
+def main():
+    """Fetches by the flags; returns the exit status."""
+    shared.require("what")
     fetch(FLAGS.what, FLAGS.output_dir, FLAGS.checkpoint_url, FLAGS.glue_url)
+    return 0
 
 
 def fetch(
@@ -61,6 +63,9 @@ def fetch(
     """
     tasks = {name.lower(): name for name in GLUE}
     glue = partial(fetch_glue, output_dir=output_dir, base_url=glue_url)
+    official = partial(
+        fetch_checkpoint, output_dir=output_dir, base_url=checkpoint_url
+    )
     steps = []
     for name in what:
         if name.lower() == "demo":
@@ -70,11 +75,6 @@ def fetch(
         elif name.lower() in tasks:
             steps.append(partial(glue, tasks[name.lower()]))
         else:
-            checkpoint = find_checkpoint(name)
-            steps.append(
-                partial(
-                    fetch_checkpoint, checkpoint, output_dir, checkpoint_url
-                )
-            )
+            steps.append(partial(official, find_checkpoint(name)))
     for step in steps:
         print(step())

@@ -33,8 +33,8 @@ _TEACHER = "(the best run)"
 def check(sweep: Sweep) -> dict[str, Task]:
     """Checks everything that a sweep needs.
 
-    It sets the flags of `train` and imports TensorFlow; call it in a process
-    of its own.
+    It sets the flags of `train` and imports TensorFlow, so it is best called
+    in a process of its own.
 
     Args:
         sweep: `Sweep`.
@@ -73,6 +73,23 @@ def check(sweep: Sweep) -> dict[str, Task]:
     if waiting:
         models = waiting + _MODELS_WHILE_TRAINING
         check_space(sweep.output_dir, models * model_bytes)
+    return tasks
+
+
+def prepare(sweep: Sweep) -> dict[str, Task]:
+    """Checks a sweep and describes it to TensorBoard; see `check`."""
+    tasks = check(sweep)
+
+    from bert_pruning.delivery.experiment import write_experiment
+
+    metrics = [metric for task in tasks.values() for metric in task.metrics]
+    write_experiment(
+        sweep.finetune_dir,
+        tasks=list(dict.fromkeys(task.name for task in tasks.values())),
+        learning_rates=[float(rate) for rate in sweep.learning_rates],
+        seeds=sweep.seeds,
+        metrics=list(dict.fromkeys(metrics)),
+    )
     return tasks
 
 

@@ -89,7 +89,7 @@ def main():
     with concurrent.futures.ProcessPoolExecutor(
         1, multiprocessing.get_context("fork")
     ) as pool:
-        tasks = pool.submit(preflight.check, sweep).result()
+        tasks = pool.submit(preflight.prepare, sweep).result()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)

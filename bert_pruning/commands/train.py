@@ -176,7 +176,7 @@ def main():
         FLAGS.train_batch_size,
         FLAGS.seed,
         # XLA compiles each length anew.
-        pad_multiple=32 if FLAGS.jit_compile else 8,
+        pad_multiple=32 if FLAGS.jit_compile else 1,
     )
     plan = _plan(batches)
     pruning = _sparsity(plan.num_steps)

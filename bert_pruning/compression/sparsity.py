@@ -146,10 +146,11 @@ class Sparsity:
 
     def at(self, step):
         """Returns the scheduled sparsity after `step` optimizer steps."""
-        if step >= self.end_step:
-            return self.final
         if step < self.begin_step:
             return 0.0
+        # A pattern of m zeros in n has no ramp.
+        if step >= self.end_step or self.m_by_n is not None:
+            return self.final
         ramp = self.end_step - self.begin_step
         progress = (step - self.begin_step) / ramp
         return self.final + (self.initial - self.final) * (1 - progress) ** 3
@@ -259,8 +260,11 @@ class MagnitudePruning(pruning_impl.Pruning):
         return threshold, tf.constant(mask, weights.dtype)
 
 
-class Pruner:
+class Pruner(keras.callbacks.Callback):
     """Drives the pruning wrappers of one model.
+
+    In a loop of one's own, call it after each optimizer step; in Keras' `fit`,
+    pass it as a callback.
 
     Args:
         model: a model from `wrap`.
@@ -276,9 +280,15 @@ class Pruner:
         pruner.apply_masks()
         pruner.update(step)
     ```
+
+    ```python
+    model.fit(dataset, callbacks=[pruner])
+    pruner.check_reached()
+    ```
     """
 
     def __init__(self, model, sparsity):
+        super().__init__()
         self.sparsity = sparsity
         self.wrappers = {
             wrapper.layer.name: wrapper for wrapper in wrappers_of(model)
@@ -323,6 +333,13 @@ class Pruner:
             )
         self.apply_masks()
         return True
+
+    def on_train_begin(self, logs=None):
+        self.update(int(self.model.optimizer.iterations))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.apply_masks()
+        self.update(int(self.model.optimizer.iterations))
 
     def measured(self):
         """Returns a `costs.Count` of each target kernel, by layer name."""

@@ -205,10 +205,7 @@ class TrainBatches:
 
     def rows(self, epoch: int) -> list[np.ndarray]:
         """The rows in each batch of an epoch."""
-        # Philox is the generator whose streams NumPy promises least to change.
-        random = np.random.Generator(
-            np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
-        )
+        random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.dataset))
         order = order[: self.num_batches * self.batch_size]
         lengths = self.dataset.lengths[order]

@@ -116,10 +116,14 @@ def find_file(data_dir: str, folder: str, file: str) -> str:
         if not os.path.isfile(file):
             raise UserError(f"There is no file {file}.")
         return file
-    if not os.path.isdir(data_dir):
-        raise UserError(
-            f"There is no data folder {data_dir!r}.{_fetch_hint(data_dir)}"
+    hint = ""
+    if folder:
+        hint = (
+            " To fetch GLUE: python -m bert_pruning fetch --what=glue "
+            f"--output_dir={data_dir}"
         )
+    if not os.path.isdir(data_dir):
+        raise UserError(f"There is no data folder {data_dir!r}.{hint}")
     stem, extension = os.path.splitext(file)
     names = [file] if extension else [stem + e for e in _EXTENSIONS]
     folders = [os.path.join(data_dir, folder)] if folder else []
@@ -138,7 +142,7 @@ def find_file(data_dir: str, folder: str, file: str) -> str:
     raise UserError(
         f"Missing file: expected {' or '.join(expected)}. "
         + " ".join(_contents(parent) for parent in existing)
-        + (_fetch_hint(data_dir) if folder else "")
+        + hint
     )
 
 
@@ -205,13 +209,6 @@ def _contents(folder: str) -> str:
     names = sorted(os.listdir(folder))
     listing = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return f"{folder} holds {listing}." if names else f"{folder} is empty."
-
-
-def _fetch_hint(data_dir: str) -> str:
-    return (
-        " To fetch GLUE: python -m bert_pruning fetch --what=glue "
-        f"--output_dir={data_dir}"
-    )
 
 
 def _shorten(fields: Sequence[str]) -> str:

@@ -92,8 +92,8 @@ class AdamW(keras.optimizers.Optimizer):
 
     Args:
         learning_rate: float or schedule.
-        weight_decay: float or None. Share of the weight removed per step, in
-            units of the learning rate.
+        weight_decay: float. Share of the weight removed per step, in units
+            of the learning rate; 0 switches it off.
         bias_correction: bool. False for the official BERT optimizer.
         beta_1: float. Decay of the mean of the gradients.
         beta_2: float. Decay of the mean of their squares.
@@ -125,11 +125,10 @@ class AdamW(keras.optimizers.Optimizer):
         # The fused kernel below gains nothing from XLA.
         kwargs["jit_compile"] = False
         super().__init__(
-            name=name,
-            weight_decay=weight_decay,
-            global_clipnorm=global_clipnorm,
-            **kwargs,
+            name=name, global_clipnorm=global_clipnorm, **kwargs
         )
+        # Keras would decay in a pass of its own; see `update_step`.
+        self.decay = weight_decay or 0.0
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.bias_correction = bias_correction
         self.beta_1 = beta_1
@@ -152,6 +151,9 @@ class AdamW(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable):
         index = self._index_dict[self._var_key(variable)]
+        rate = tf.cast(self.learning_rate, tf.float32)
+        if self.decay and self._use_weight_decay(variable):
+            variable.assign(variable * (1.0 - rate * self.decay))
         powers = (0.0, 0.0)
         if self.bias_correction:
             step = tf.cast(self.iterations + 1, tf.float32)
@@ -167,7 +169,7 @@ class AdamW(keras.optimizers.Optimizer):
             v=self._velocities[index].handle,
             beta1_power=powers[0],
             beta2_power=powers[1],
-            lr=tf.cast(self.learning_rate, tf.float32),
+            lr=rate,
             beta1=self.beta_1,
             beta2=self.beta_2,
             epsilon=self.epsilon,
@@ -180,6 +182,7 @@ class AdamW(keras.optimizers.Optimizer):
             "learning_rate": self._serialize_hyperparameter(
                 self._learning_rate
             ),
+            "weight_decay": self.decay,
             "bias_correction": self.bias_correction,
             "beta_1": self.beta_1,
             "beta_2": self.beta_2,
@@ -242,7 +245,7 @@ def build_optimizer(
         )
     optimizer = AdamW(
         schedule,
-        weight_decay=weight_decay or None,
+        weight_decay=weight_decay,
         global_clipnorm=global_clipnorm or None,
         **OPTIMIZERS[name],
     )

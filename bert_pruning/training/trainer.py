@@ -310,7 +310,7 @@ class Trainer:
             counts = pruner.measured()
             sparsity = sum(counts.values(), costs.Count(0, 0)).sparsity
             # An earlier, denser checkpoint would win unfairly.
-            at_target = step >= pruner.sparsity.end_step
+            at_target = pruner.sparsity.at(step) == pruner.sparsity.final
             self.summaries.sparsity(counts, pruner.sparsity.at(step), step)
         self.summaries.scalars(
             {f"eval/{name}": value for name, value in metrics.items()}, step

@@ -1,0 +1,113 @@
+"""Pruning with and without a teacher, and one-shot, at several sparsities.
+
+Three methods of equal steps from the same pre-trained weights: prune while
+distilling, prune gradually without a teacher, and one-shot magnitude pruning
+followed by fine-tuning. Prints a Markdown table and draws the plot. A second
+call resumes.
+
+    python benchmarks/sparsity_sweep.py --task=STS-B --data_dir=glue \
+        --init_checkpoint=MINILM --epochs=4 \
+        --output_dir=benchmark_runs/sweep --plot=benchmarks/sparsity.png
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+
+import matplotlib.figure
+
+PRIMARY = {
+    "CoLA": "eval_mcc",
+    "SST-2": "eval_accuracy",
+    "MRPC": "eval_f1",
+    "STS-B": "eval_spearman",
+}
+METHODS = ("prune while distilling", "prune, no teacher", "one-shot")
+
+
+def train(args, directory, *flags):
+    if not (directory / "DONE").exists():
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "bert_pruning", "train"),
+                f"--task_name={args.task}",
+                f"--data_dir={args.data_dir}",
+                f"--init_checkpoint={args.init_checkpoint}",
+                f"--output_dir={directory}",
+                f"--seed={args.seed}",
+                *flags,
+            ],
+            check=True,
+        )
+    lines = (directory / "eval_results.txt").read_text().splitlines()
+    return {k: float(v) for k, v in (line.split(" = ") for line in lines)}
+
+
+def method_flags(method, sparsity, teacher):
+    flags = ["--pruning=magnitude", f"--sparsity={sparsity}"]
+    if method == "one-shot":
+        return [*flags, f"--initial_sparsity={sparsity}"]
+    flags.append("--pruning_end=0.7")
+    if method == "prune while distilling":
+        flags += [
+            f"--teacher_checkpoint={teacher}",
+            "--distill=logits,hidden,attention",
+        ]
+    return flags
+
+
+def draw(path, task, dense, table):
+    figure = matplotlib.figure.Figure(figsize=(6, 4), dpi=120)
+    axes = figure.add_subplot()
+    axes.axhline(dense, color="grey", linestyle=":", label="dense teacher")
+    for method in METHODS:
+        points = [(s, v) for (m, s), v in table.items() if m == method]
+        axes.plot(*zip(*points), marker="o", label=method)
+    axes.set_xlabel("sparsity of the encoder's kernels")
+    axes.set_ylabel(f"{task} {PRIMARY[task].removeprefix('eval_')} (dev)")
+    axes.set_title(f"{task}: pruning MiniLM-L6, equal steps")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", required=True, choices=sorted(PRIMARY))
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--init_checkpoint", required=True)
+    parser.add_argument("--output_dir", required=True, type=pathlib.Path)
+    parser.add_argument("--plot", type=pathlib.Path)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--teacher_epochs", type=float, default=3)
+    parser.add_argument("--sparsities", default="0.5,0.8,0.9,0.95")
+    args = parser.parse_args()
+    root = args.output_dir / args.task
+    metric = PRIMARY[args.task]
+    teacher = root / "teacher"
+    dense = train(args, teacher, f"--num_train_epochs={args.teacher_epochs}")
+    sparsities = [float(value) for value in args.sparsities.split(",")]
+    table = {}
+    for sparsity in sparsities:
+        for method in METHODS:
+            name = f"{method.split()[-1]}_{sparsity}"
+            flags = method_flags(method, sparsity, teacher)
+            results = train(
+                args, root / name, f"--num_train_epochs={args.epochs}", *flags
+            )
+            table[method, sparsity] = results[metric]
+    print(f"{args.task}, {metric}; dense teacher {dense[metric]:.4f}")
+    print("| sparsity | " + " | ".join(METHODS) + " |")
+    print("|---|" + "---:|" * len(METHODS))
+    for sparsity in sparsities:
+        values = [f"{table[method, sparsity]:.4f}" for method in METHODS]
+        print(f"| {sparsity} | " + " | ".join(values) + " |")
+    if args.plot:
+        draw(args.plot, args.task, dense[metric], table)
+
+
+if __name__ == "__main__":
+    main()

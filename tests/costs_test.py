@@ -1,0 +1,81 @@
+"""Every ratio is right, and says what it is over."""
+
+import gzip
+
+import numpy as np
+
+from bert_pruning.compression import costs
+from bert_pruning.compression.costs import Count
+from bert_pruning.modeling import bert
+from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.names import weight_table
+
+BERT_BASE = BertConfig.uniform(
+    vocab_size=30522, hidden_size=768, num_layers=12, num_heads=12
+)
+
+
+def bert_base_sizes():
+    """Weights of BERT-base with two labels, by canonical name."""
+    return {
+        row.name: int(np.prod([n or 2 for n in row.shape]))
+        for row in weight_table(BERT_BASE, "huggingface")
+        if row.group in (None, "pooler", "classifier")
+    }
+
+
+def test_an_arrays_zeros_are_counted():
+    array = np.array([[0.0, 1.0, -0.0], [2.0, 1e-38, np.nan]], np.float32)
+    count = costs.count(array)
+    assert count == Count(size=6, zeros=2)
+    assert count.kept == 4
+    assert count.sparsity == 2 / 6
+    assert count.ratio == 1.5
+
+
+def test_counts_add_up():
+    assert Count(4, 1) + Count(6, 5) == Count(10, 6)
+    assert costs.total([np.zeros(3), np.ones((2, 2))]) == Count(7, 3)
+
+
+def test_nothing_and_all_zeros_have_a_sparsity():
+    assert costs.total([]).sparsity == 0.0
+    assert costs.count(np.zeros(3)).sparsity == 1.0
+    assert costs.count(np.zeros(3)).ratio == float("inf")
+
+
+def test_bert_base_at_95_percent_has_the_papers_ratios():
+    sizes = bert_base_sizes()
+    kernels = bert.encoder_kernels(BERT_BASE)
+    kept = {768 * 768: 29_491, 768 * 3072: 117_964}
+    encoder = Count(0, 0)
+    for name in kernels:
+        encoder += Count(sizes[name], sizes[name] - kept[sizes[name]])
+    whole = encoder + Count(sum(sizes.values()) - encoder.size, 0)
+    assert len(kernels) == len(set(kernels)) == 72
+    assert encoder == Count(size=84_934_656, zeros=80_687_952)
+    assert round(encoder.sparsity, 7) == 0.9500003
+    assert round(encoder.ratio, 4) == 20.0001
+    assert whole.size == 109_483_778
+    assert round(whole.sparsity, 4) == 0.7370
+    assert round(whole.ratio, 2) == 3.80
+
+
+def test_stored_bytes_are_those_of_the_arrays_and_of_their_gzip():
+    random = np.random.default_rng(0)
+    arrays = [
+        random.standard_normal((64, 32)).astype(np.float32),
+        np.zeros((100, 7), np.float32).T,
+        np.float32(3.0),
+    ]
+    raw, compressed = costs.stored_bytes(arrays)
+    data = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+    assert raw == len(data)
+    # Gzip adds a header of 12 bytes at most to the same stream.
+    assert 0 <= len(gzip.compress(data, 6)) - compressed <= 12
+
+
+def test_zeros_are_compressed():
+    dense = np.random.default_rng(0).standard_normal(10_000)
+    sparse = np.where(np.arange(10_000) % 20, 0.0, dense)
+    assert costs.stored_bytes([sparse])[1] < costs.stored_bytes([dense])[1] / 5
