@@ -17,6 +17,8 @@ setup(
     },
     install_requires=[
         "absl-py",
+        # tensorflow-datasets imports it without asking for it.
+        "importlib_resources",
         "keras-hub==0.32.*",
         "keras-nlp==0.32.*",
         "matplotlib",

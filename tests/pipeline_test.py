@@ -150,6 +150,18 @@ class TestCache:
         assert tokenizer.num_rows == 2
         assert len(list(tmp_path.iterdir())) == 2
 
+    def test_a_word_that_moves_to_the_other_text_makes_another_file(
+        self, tmp_path
+    ):
+        tokenizer = CountingTokenizer()
+        for text_a, text_b in (
+            (["a", "b "], ["c", "d"]),
+            (["a", "b c"], ["", "d"]),
+        ):
+            examples = make_examples(text_a, text_b)
+            encode_examples(examples, tokenizer, 8, str(tmp_path))
+        assert tokenizer.num_rows == 4
+
     def test_labels_are_not_cached(self, tmp_path):
         tokenizer = CountingTokenizer()
         encode_examples(make_examples(), tokenizer, 8, str(tmp_path))

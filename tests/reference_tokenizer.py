@@ -4,6 +4,8 @@ Slow and obvious on purpose, and independent of `bert_pruning`: the tests and
 `benchmarks/tokenization.py` hold the TensorFlow tokenizer against it.
 """
 
+import functools
+import pathlib
 import unicodedata
 
 CHINESE_RANGES = (
@@ -29,17 +31,26 @@ class ReferenceTokenizer:
     def __init__(self, vocabulary, do_lower_case):
         self.ids = {token: index for index, token in enumerate(vocabulary)}
         self.do_lower_case = do_lower_case
-        self.known_words = {}
+        self.ids_of_word = {}
 
     def tokenize(self, text):
         if isinstance(text, bytes):
             text = text.decode("utf-8", "ignore")
         ids = []
-        for word in split_words(text, self.do_lower_case):
-            if word not in self.known_words:
-                pieces = split_word_pieces(word, self.ids)
-                self.known_words[word] = [self.ids[piece] for piece in pieces]
-            ids.extend(self.known_words[word])
+        for word in "".join(map(clean, text)).split():
+            if word not in self.ids_of_word:
+                self.ids_of_word[word] = self.tokenize_word(word)
+            ids.extend(self.ids_of_word[word])
+        return ids
+
+    def tokenize_word(self, word):
+        ids = []
+        for part in space_chinese(word).split():
+            if self.do_lower_case:
+                part = strip_accents(part.lower())
+            for token in space_punctuation(part).split():
+                pieces = split_word_pieces(token, self.ids)
+                ids.extend(self.ids[piece] for piece in pieces)
         return ids
 
     def encode(self, text_a, text_b, max_seq_length):
@@ -48,9 +59,7 @@ class ReferenceTokenizer:
         tokens_b = self.tokenize(text_b) if text_b is not None else []
         if tokens_b:
             while len(tokens_a) + len(tokens_b) > max_seq_length - 3:
-                longer = (
-                    tokens_a if len(tokens_a) > len(tokens_b) else tokens_b
-                )
+                longer = tokens_a if len(tokens_a) > len(tokens_b) else tokens_b
                 longer.pop()
         else:
             tokens_a = tokens_a[: max_seq_length - 2]
@@ -60,24 +69,14 @@ class ReferenceTokenizer:
         return first + second, [0] * len(first) + [1] * len(second)
 
 
-def split_words(text, do_lower_case):
-    words = []
-    for word in space_chinese(clean(text)).split():
-        if do_lower_case:
-            word = strip_accents(word.lower())
-        words.extend(space_punctuation(word).split())
-    return words
-
-
-def clean(text):
-    kept = []
-    for character in text:
-        category = unicodedata.category(character)
-        if character in "\t\n\r" or category == "Zs":
-            kept.append(" ")
-        elif category not in ("Cc", "Cf") and character not in "\0\ufffd":
-            kept.append(character)
-    return "".join(kept)
+@functools.cache
+def clean(character):
+    category = unicodedata.category(character)
+    if character in "\t\n\r" or category == "Zs":
+        return " "
+    if category in ("Cc", "Cf") or character == "\ufffd":
+        return ""
+    return character
 
 
 def space_chinese(text):
@@ -131,3 +130,14 @@ def split_word_pieces(word, vocabulary):
         pieces.append(piece)
         start = end
     return pieces
+
+
+def read_texts(data_dir):
+    """All fields with a space in all files of the GLUE tasks in a folder."""
+    folder = pathlib.Path(data_dir)
+    texts = []
+    for path in sorted([*folder.glob("*/*.tsv"), *folder.glob("*/msr*.txt")]):
+        for line in path.read_text("utf-8-sig").split("\n"):
+            fields = line.rstrip("\r").split("\t")
+            texts.extend(field for field in fields if " " in field)
+    return texts
