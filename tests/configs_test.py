@@ -1,31 +1,13 @@
 """Every flagfile can be read, and says how it is used."""
 
-import importlib
 import shlex
 from pathlib import Path
 
 import pytest
-from absl import flags
+from defined_flags import defined_flags
 
 ROOT = Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "configs").rglob("*.cfg"))
-
-FLAGS = flags.FLAGS
-
-
-@pytest.fixture
-def define_flags():
-    """Defines the flags of a command, and takes them back."""
-    before = set(FLAGS)
-
-    def define(command):
-        importlib.import_module(
-            f"bert_pruning.commands.{command}"
-        ).define_flags()
-
-    yield define
-    for name in set(FLAGS) - before:
-        delattr(FLAGS, name)
 
 
 def named(path):
@@ -67,15 +49,13 @@ def test_a_flagfile_says_its_command_and_time(path):
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=named)
-def test_a_flagfile_and_its_commands_have_flags_that_exist(
-    path, define_flags, monkeypatch
-):
+def test_a_flagfile_and_its_commands_have_flags_that_exist(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command, *arguments in commands(path):
-        define_flags(command)
         # Those of a task come with its data.
         arguments = [a for a in arguments if not a.endswith("/task.cfg")]
-        assert FLAGS([command, *arguments])[1:] == []
+        with defined_flags(command) as flags:
+            assert flags([command, *arguments])[1:] == []
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=named)
@@ -84,37 +64,32 @@ def test_a_flagfile_includes_no_other(path):
     assert "\n--flagfile" not in path.read_text(encoding="utf-8")
 
 
-def read(name, define_flags):
-    define_flags("train")
-    FLAGS(["train", f"--flagfile={ROOT / 'configs' / name}"])
-    return FLAGS
-
-
 @pytest.mark.parametrize(
     ("name", "task", "epochs"),
     [("mrpc", "MRPC", 12), ("qnli", "QNLI", 5)],
 )
-def test_sparsebert_has_its_published_settings(
-    name, task, epochs, define_flags
-):
-    found = read(f"sparsebert/{name}.cfg", define_flags)
-    assert found.task_name == task
-    assert found.num_train_epochs == epochs
-    assert found.sparsity == 0.95
-    assert found.learning_rate == 3e-5
-    assert found.lr_schedule == "constant"
-    assert found.optimizer == "bert_adam"
-    assert found.train_batch_size == 32
-    assert found.max_seq_length == 128
-    assert found.eval_steps == 200
-    assert found.distill == ["logits", "hidden", "attention"]
+def test_sparsebert_has_its_published_settings(name, task, epochs):
+    with defined_flags("train") as flags:
+        path = ROOT / "configs" / "sparsebert" / f"{name}.cfg"
+        flags(["train", f"--flagfile={path}"])
+        assert flags.task_name == task
+        assert flags.num_train_epochs == epochs
+        assert flags.sparsity == 0.95
+        assert flags.learning_rate == 3e-5
+        assert flags.lr_schedule == "constant"
+        assert flags.optimizer == "bert_adam"
+        assert flags.train_batch_size == 32
+        assert flags.max_seq_length == 128
+        assert flags.eval_steps == 200
+        assert flags.distill == ["logits", "hidden", "attention"]
 
 
-def test_finetuning_has_the_published_settings(define_flags):
-    found = read("finetune.cfg", define_flags)
-    assert found.optimizer == "bert_adam"
-    assert found.lr_schedule == "official"
-    assert found.num_train_epochs == 3.0
-    assert found.warmup_proportion == 0.1
-    assert found.weight_decay == 0.01
-    assert found.clip_norm == 1.0
+def test_finetuning_has_the_published_settings():
+    with defined_flags("train") as flags:
+        flags(["train", f"--flagfile={ROOT / 'configs' / 'finetune.cfg'}"])
+        assert flags.optimizer == "bert_adam"
+        assert flags.lr_schedule == "official"
+        assert flags.num_train_epochs == 3.0
+        assert flags.warmup_proportion == 0.1
+        assert flags.weight_decay == 0.01
+        assert flags.clip_norm == 1.0

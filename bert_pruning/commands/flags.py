@@ -174,15 +174,21 @@ def classifier_weights(checkpoint, task):
             f"needs {task.num_outputs}. It is the model of another task."
         )
     labels = stored.get("labels") or ()
-    order = [task.label_id(label) for label in labels]
+    # Hugging Face checkpoints often spell their labels in capitals.
+    order = [
+        task.label_id(label)
+        if task.label_id(label) is not None
+        else task.label_id(label.lower())
+        for label in labels
+    ]
     if None in order:
         raise UserError(
             f"{checkpoint.path} was trained on the labels "
             f"{', '.join(labels)}; {task.name} has "
-            f"{', '.join(task.labels)}."
+            f"{', '.join((*task.labels, *task.label_names))}."
         )
     weights = dict(checkpoint.weights)
-    if order and order != sorted(order):
+    if order != sorted(order):
         columns = [order.index(i) for i in range(outputs)]
         weights["classifier/kernel"] = weights["classifier/kernel"][:, columns]
         weights["classifier/bias"] = weights["classifier/bias"][columns]

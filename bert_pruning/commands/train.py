@@ -184,15 +184,7 @@ def main():
     with strategy.scope():
         keras.utils.set_random_seed(FLAGS.seed)
         student = bert.build_model(checkpoint.config, task.num_outputs)
-        weights = checkpoint.weights
-        if _is_model_of(checkpoint, task):
-            weights = shared.classifier_weights(checkpoint, task)
-        else:
-            weights = {
-                name: array
-                for name, array in weights.items()
-                if not name.startswith("classifier/")
-            }
+        weights = _initial_weights(checkpoint, task)
         new = bert.set_weights(student, weights, checkpoint.new_layers)
         if new:
             LOG.info("New weights: %s", ", ".join(new))
@@ -416,13 +408,23 @@ def _label_weight():
     return 0.0 if FLAGS.distill else 1.0
 
 
-def _is_model_of(checkpoint, task):
-    """Whether a checkpoint's classifier is one for this very task."""
-    stored = checkpoint.task or {}
-    return (
-        "classifier/kernel" in checkpoint.weights
-        and stored.get("name") == task.model_task
-    )
+def _initial_weights(checkpoint, task):
+    """Returns the weights to start from, with a classifier if it fits.
+
+    A run's classifier is taken for its own task alone; a checkpoint that does
+    not name its task is taken at its outputs and labels.
+    """
+    name = (checkpoint.task or {}).get("name", task.model_task)
+    if name == task.model_task and "classifier/kernel" in checkpoint.weights:
+        try:
+            return shared.classifier_weights(checkpoint, task)
+        except UserError as error:
+            LOG.info("%s A new classifier is trained.", error)
+    return {
+        name: array
+        for name, array in checkpoint.weights.items()
+        if not name.startswith("classifier/")
+    }
 
 
 def _load_teacher(checkpoint, task):

@@ -107,7 +107,7 @@ def build_model(config: BertConfig, num_outputs: int | None = None):
 
     # === Encoder ===
     for i, (num_heads, intermediate_size) in enumerate(
-        zip(config.num_heads, config.intermediate_sizes)
+        zip(config.num_heads, config.intermediate_sizes, strict=True)
     ):
         width = num_heads * config.head_size
         query = dense(width, f"layer_{i}_query")(x)

@@ -95,7 +95,7 @@ def read_huggingface(directory: str):
         },
         "vocabulary": vocabulary,
         "do_lower_case": block.get("do_lower_case", lower_case),
-        "task": block.get("task"),
+        "task": block.get("task") or _named_labels(values),
         "source": "run" if block else "huggingface",
         "notes": notes,
     }
@@ -163,6 +163,19 @@ def _task_fields(num_outputs, task):
         if num_outputs == 1
         else "single_label_classification",
     }
+
+
+def _named_labels(values):
+    """Returns the classes that the file names itself, or None."""
+    labels = values.get("id2label") or {}
+    labels = [str(label) for _, label in sorted(labels.items(), key=_number)]
+    if not labels or any(label.startswith("LABEL_") for label in labels):
+        return None
+    return {"labels": labels}
+
+
+def _number(item):
+    return int(item[0])
 
 
 def _read_arrays(directory):

@@ -162,7 +162,7 @@ class AdamW(keras.optimizers.Optimizer):
                 tf.pow(tf.constant(self.beta_2), step),
             )
         # One pass over memory; with both powers at zero the kernel's bias
-        # correction is exactly 1.
+        # correction is exactly 1. It adds epsilon to the uncorrected root.
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].handle,
@@ -172,7 +172,7 @@ class AdamW(keras.optimizers.Optimizer):
             lr=rate,
             beta1=self.beta_1,
             beta2=self.beta_2,
-            epsilon=self.epsilon,
+            epsilon=self.epsilon * tf.sqrt(1.0 - powers[1]),
             grad=tf.cast(tf.convert_to_tensor(gradient), tf.float32),
         )
 
