@@ -41,7 +41,7 @@ The same on the real GLUE with BERT-base; the two downloads need a network:
 
   .venv/bin/python -m bert_pruning fetch --output_dir=datasets \
       --what=glue,2018_10_18/uncased_L-12_H-768_A-12
-  bash run_all.sh --data_dir=datasets/glue \
+  bash run_all.sh --data_dir=datasets \
       --init_checkpoint=datasets/bert_models/2018_10_18/uncased_L-12_H-768_A-12 \
       --tasks=RTE,STS-B,WNLI,SST-2,MRPC,QNLI,QQP,MNLI,CoLA \
       --learning_rates=5e-5,4e-5,3e-5,2e-5

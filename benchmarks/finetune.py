@@ -49,9 +49,9 @@ def train_ours(args, task, seed):
         )
     lines = (directory / "eval_results.txt").read_text().splitlines()
     results = dict(line.split(" = ") for line in lines)
-    return {
-        name: float(results[f"eval_{name}"]) for name in METRICS[task]
-    } | {"seconds": float(results["train_time"])}
+    return {name: float(results[f"eval_{name}"]) for name in METRICS[task]} | {
+        "seconds": float(results["train_time"])
+    }
 
 
 def train_peer(args, task, seed):
@@ -65,7 +65,9 @@ def train_peer(args, task, seed):
         subprocess.run(
             [
                 sys.executable,
-                str(pathlib.Path(__file__).with_name("huggingface_finetune.py")),
+                str(
+                    pathlib.Path(__file__).with_name("huggingface_finetune.py")
+                ),
                 f"--task={task}",
                 f"--data_dir={args.data_dir}",
                 f"--init_checkpoint={args.init_checkpoint}",
@@ -111,11 +113,12 @@ def main():
         for name in METRICS[task]:
             a = [result[name] for result in ours]
             b = [result[name] for result in peer]
+            difference = statistics.mean(a) - statistics.mean(b)
             rows.append(
                 f"| {task} | {name} | {len(a)} | {describe(a)} | "
-                f"{describe(b)} | {statistics.mean(a) - statistics.mean(b):+.4f} |"
+                f"{describe(b)} | {difference:+.4f} |"
             )
-    print("| task | metric | seeds | bert_pruning | Hugging Face | difference |")
+    print("| task | metric | seeds | here | Hugging Face | difference |")
     print("|---|---|---:|---:|---:|---:|")
     print("\n".join(rows))
 

@@ -1,4 +1,4 @@
-"""Fine-tune with plain Hugging Face Transformers and PyTorch: the peer we compare with.
+"""Fine-tunes with plain Hugging Face and PyTorch: the peer to compare with.
 
 Nothing of `bert_pruning` is imported. The loop is what the Transformers GLUE
 examples do: tokenise once, shuffle every epoch, AdamW with weight decay 0.01
@@ -44,7 +44,7 @@ def read(path, task):
 
 
 def encode(tokenizer, texts, max_length):
-    columns = [list(column) for column in zip(*texts)]
+    columns = [list(column) for column in zip(*texts, strict=True)]
     return tokenizer(*columns, truncation=True, max_length=max_length)
 
 

@@ -63,7 +63,7 @@ def draw(path, task, dense, table):
     axes.axhline(dense, color="grey", linestyle=":", label="dense teacher")
     for method in METHODS:
         points = [(s, v) for (m, s), v in table.items() if m == method]
-        axes.plot(*zip(*points), marker="o", label=method)
+        axes.plot(*zip(*points, strict=True), marker="o", label=method)
     axes.set_xlabel("sparsity of the encoder's kernels")
     axes.set_ylabel(f"{task} {PRIMARY[task].removeprefix('eval_')} (dev)")
     axes.set_title(f"{task}: pruning MiniLM-L6, equal steps")

@@ -84,7 +84,9 @@ def time_peer(args, padding):
         subprocess.run(
             [
                 sys.executable,
-                str(pathlib.Path(__file__).with_name("huggingface_finetune.py")),
+                str(
+                    pathlib.Path(__file__).with_name("huggingface_finetune.py")
+                ),
                 f"--task={args.task}",
                 f"--data_dir={args.data_dir}",
                 f"--init_checkpoint={args.init_checkpoint}",

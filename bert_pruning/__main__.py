@@ -18,6 +18,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging as absl_logging
 
 from bert_pruning.errors import UserError
 
@@ -52,6 +53,7 @@ def main(argv=None):
 
 def _run(command):
     # Our own messages only: absl's INFO level lets TensorFlow's through too.
+    absl_logging.set_verbosity(absl_logging.WARNING)
     log = logging.getLogger("bert_pruning")
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -305,7 +305,11 @@ def test_a_finished_run_of_other_flags_is_not_taken_for_this_one(
     (stage.directory / "DONE").touch()
     preflight.check(prepared)
     folder = prepared.output_dir.parent
-    for given in ("--max_seq_length=9", "--jit_compile", "--distill=hidden"):
+    for given in (
+        "--max_seq_length=9",
+        "--jit_compile",
+        "--optimizer=bert_adam",
+    ):
         changes = {"finetune_flags": ("--max_seq_length=8", given)}
         with pytest.raises(UserError, match="finished, but with other flags"):
             preflight.check(make_sweep(folder, **changes))

@@ -30,22 +30,21 @@ def main():
     """Evaluates by the flags; returns the exit status."""
     shared.require("init_checkpoint", "data_dir")
 
+    from bert_pruning.commands import inputs
     from bert_pruning.compression import costs
     from bert_pruning.errors import UserError
     from bert_pruning.modeling import bert
-    from bert_pruning.modeling import checkpoints
     from bert_pruning.training import run as runs
     from bert_pruning.training.evaluation import Evaluator
 
     run = None
     if FLAGS.output_dir:
         run = runs.Run(FLAGS.output_dir, shared.flags_as_text())
-    checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
-    task = shared.evaluation_task(checkpoint)
-    shared.check_length(checkpoint.config)
-    model = shared.restore_classifier(checkpoint, task)
-    tokenizer = shared.find_tokenizer(checkpoint)
-    _, dataset = shared.read_encoded(task, FLAGS.split, tokenizer)
+    checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    task = inputs.evaluation_task(checkpoint)
+    model = inputs.restore_classifier(checkpoint, task)
+    tokenizer = inputs.find_tokenizer(checkpoint)
+    _, dataset = inputs.read_encoded(task, FLAGS.split, tokenizer)
     if dataset.labels is None:
         raise UserError(
             f"The {FLAGS.split} split of {task.name} has no labels; "
@@ -61,5 +60,6 @@ def main():
     for name in sorted(results):
         print(f"{name} = {results[name]}")
     if run is not None:
+        run.begin()
         run.write_results(results)
     return 0

@@ -1,4 +1,4 @@
-"""`fetch`: downloads official checkpoints, GLUE and the demonstration.
+r"""`fetch`: downloads official checkpoints, GLUE and the demonstration.
 
     python -m bert_pruning fetch --output_dir=datasets \
         --what=glue,2018_10_18/uncased_L-12_H-768_A-12

@@ -28,18 +28,17 @@ def main():
     """Predicts by the flags; returns the exit status."""
     shared.require("init_checkpoint", "data_dir", "output_dir")
 
+    from bert_pruning.commands import inputs
     from bert_pruning.delivery.submission import write_submission
-    from bert_pruning.modeling import checkpoints
     from bert_pruning.training.evaluation import Evaluator
 
-    checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
-    task = shared.evaluation_task(checkpoint)
-    shared.check_length(checkpoint.config)
-    model = shared.restore_classifier(checkpoint, task)
-    tokenizer = shared.find_tokenizer(checkpoint)
+    checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    task = inputs.evaluation_task(checkpoint)
+    model = inputs.restore_classifier(checkpoint, task)
+    tokenizer = inputs.find_tokenizer(checkpoint)
     splits = [FLAGS.split] if FLAGS.split else _test_splits(task)
     read = {
-        split: shared.read_encoded(task, split, tokenizer) for split in splits
+        split: inputs.read_encoded(task, split, tokenizer) for split in splits
     }
     evaluator = Evaluator(model)
     for split, (examples, dataset) in read.items():

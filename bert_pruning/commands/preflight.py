@@ -50,6 +50,7 @@ def check(sweep: Sweep) -> dict[str, Task]:
     for name in sweep.tasks:
         for stage in _stages(sweep, name):
             _set_flags(stage)
+            train._check_flags()
             _check_earlier_run(stage)
     tasks = {}
     for name in sweep.tasks:
@@ -64,7 +65,6 @@ def check(sweep: Sweep) -> dict[str, Task]:
     for name in sweep.tasks:
         for stage in _stages(sweep, name):
             _set_flags(stage)
-            train._check_flags()
             shared.check_length(checkpoint.config)
             resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
     stages = [stage for name in sweep.tasks for stage in _stages(sweep, name)]

@@ -1,9 +1,9 @@
-"""Trains every task at every learning rate, prunes from the best, reports.
+r"""Trains every task at every learning rate, prunes from the best, reports.
 
-    python -m bert_pruning run_all --data_dir=glue \\
-        --init_checkpoint=uncased_L-12_H-768_A-12 \\
-        --tasks=MRPC,STS-B --learning_rates=5e-5,4e-5,3e-5,2e-5 \\
-        --finetune_flagfile=configs/finetune.cfg \\
+    python -m bert_pruning run_all --data_dir=glue \
+        --init_checkpoint=uncased_L-12_H-768_A-12 \
+        --tasks=MRPC,STS-B --learning_rates=5e-5,4e-5,3e-5,2e-5 \
+        --finetune_flagfile=configs/finetune.cfg \
         --prune_flagfile=configs/sparsebert/glue.cfg
 
 Runs go to fine_tune_outputs/TASK/lr_X and prune_outputs/TASK in --output_dir,

@@ -37,13 +37,13 @@ def load_vocabulary(path: str | os.PathLike) -> tuple[str, ...]:
     `BertTokenizer` uses the later one.
 
     Args:
-      path: path of the vocabulary file.
+        path: path of the vocabulary file.
 
     Returns:
-      A tuple of all lines, stripped.
+        A tuple of all lines, stripped.
 
     Raises:
-      UserError: the file is missing, empty, or lacks a special token.
+        UserError: the file is missing, empty, or lacks a special token.
     """
     path = pathlib.Path(path)
     try:
@@ -69,16 +69,16 @@ def check_casing(vocabulary: Sequence[str], do_lower_case: bool) -> str | None:
     """Compares the letters of a vocabulary with the wish to lower-case.
 
     Args:
-      vocabulary: sequence of tokens.
-      do_lower_case: bool, whether texts will be lower-cased.
+        vocabulary: sequence of tokens.
+        do_lower_case: bool, whether texts will be lower-cased.
 
     Returns:
-      None when they fit; a sentence to warn with when the vocabulary has no
-      capital letters but texts keep theirs.
+        None when they fit; a sentence to warn with when the vocabulary has no
+        capital letters but texts keep theirs.
 
     Raises:
-      UserError: texts would be lower-cased, but many tokens have capital
-        letters, which no text could then produce.
+        UserError: texts would be lower-cased, but many tokens have capital
+            letters, which no text could then produce.
     """
     words = [t for t in vocabulary if not (t[:1] == "[" and t[-1:] == "]")]
     num_capital = sum(word != word.lower() for word in words)
@@ -111,20 +111,20 @@ class BertTokenizer(tf.Module):
         dataset.batch(1024).map(tokenizer.tokenize, num_parallel_calls=2)
 
     Args:
-      vocabulary: sequence of tokens; a token's id is its index. Of equal
-        tokens the last counts.
-      do_lower_case: bool. True for uncased models: lower-case and strip
-        accents. False leaves letters as they are.
+        vocabulary: sequence of tokens; a token's id is its index. Of equal
+            tokens the last counts.
+        do_lower_case: bool. True for uncased models: lower-case and strip
+            accents. False leaves letters as they are.
 
     Attributes:
-      vocabulary: tuple of str.
-      do_lower_case: bool.
-      cls_id, sep_id, pad_id, unk_id: int, ids of the special tokens.
-      mask_id: int, or None when the vocabulary has no "[MASK]".
+        vocabulary: tuple of str.
+        do_lower_case: bool.
+        cls_id, sep_id, pad_id, unk_id: int, ids of the special tokens.
+        mask_id: int, or None when the vocabulary has no "[MASK]".
 
     Raises:
-      UserError: the vocabulary lacks a special token, or has a token of more
-        than 256 bytes.
+        UserError: the vocabulary lacks a special token, or has a token of more
+            than 256 bytes.
 
     Example:
 
@@ -140,9 +140,9 @@ class BertTokenizer(tf.Module):
     ```
 
     Reference:
-      - [Devlin et al., 2018](https://arxiv.org/abs/1810.04805)
-      - [Song et al., 2020](https://arxiv.org/abs/2012.15524), the algorithm
-        of the WordPiece op
+        - [Devlin et al., 2018](https://arxiv.org/abs/1810.04805)
+        - [Song et al., 2020](https://arxiv.org/abs/2012.15524), the algorithm
+            of the WordPiece op
     """
 
     def __init__(self, vocabulary: Sequence[str], do_lower_case: bool):
@@ -185,16 +185,18 @@ class BertTokenizer(tf.Module):
         """Cuts each text into token ids, without special tokens.
 
         Args:
-          texts: texts [N]: string tensor, array or list of str or bytes.
-            Bytes that are not UTF-8 are skipped.
+            texts: texts [N]: string tensor, array or list of str or bytes.
+                Bytes that are not UTF-8 are skipped.
 
         Returns:
-          int32 `tf.RaggedTensor` [N, None].
+            int32 `tf.RaggedTensor` [N, None].
 
         Raises:
-          UserError: `texts` is not a batch of texts.
+            UserError: `texts` is not a batch of texts.
         """
-        return self.tokenize_tensor(_make_string_tensor(texts, "texts"))
+        texts = _make_string_tensor(texts, "texts")
+        with tf.device("CPU:0"):  # strings live there
+            return self.tokenize_tensor(texts)
 
     @tf.function(
         input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
@@ -219,17 +221,17 @@ class BertTokenizer(tf.Module):
         single one.
 
         Args:
-          text_a: texts [N]: string tensor, array or list of str or bytes.
-          text_b: the second texts [N], or None.
-          max_seq_length: int, the longest row, special tokens included.
+            text_a: texts [N]: string tensor, array or list of str or bytes.
+            text_b: the second texts [N], or None.
+            max_seq_length: int, the longest row, special tokens included.
 
         Returns:
-          Tuple `(ids, type_ids)` of int32 `tf.RaggedTensor` [N, None]. Type 1
-          is the second text and its [SEP].
+            Tuple `(ids, type_ids)` of int32 `tf.RaggedTensor` [N, None]. Type 1
+            is the second text and its [SEP].
 
         Raises:
-          UserError: `max_seq_length` is less than 3, or the texts are not
-            batches of equal size.
+            UserError: `max_seq_length` is less than 3, or the texts are not
+                batches of equal size.
         """
         if max_seq_length < 3:
             raise UserError(
@@ -244,7 +246,9 @@ class BertTokenizer(tf.Module):
                     "text_a and text_b must have the same number of rows. "
                     f"Received: {text_a.shape[0]} and {text_b.shape[0]}"
                 )
-        return self._encode(text_a, text_b, int(max_seq_length))
+        with tf.device("CPU:0"):
+            max_seq_length = tf.constant(max_seq_length, tf.int64)
+            return self._encode(text_a, text_b, max_seq_length)
 
     def pack(
         self, ids: tf.RaggedTensor, type_ids: tf.RaggedTensor
@@ -252,12 +256,12 @@ class BertTokenizer(tf.Module):
         """Pads encoded rows with 0 to the longest row of the batch.
 
         Args:
-          ids: int32 `tf.RaggedTensor` [N, None] from `encode`.
-          type_ids: the same shape.
+            ids: int32 `tf.RaggedTensor` [N, None] from `encode`.
+            type_ids: the same shape.
 
         Returns:
-          Dict of int32 tensors [N, longest row]: `input_word_ids`,
-          `input_mask` (1 for tokens, 0 for padding), `input_type_ids`.
+            Dict of int32 tensors [N, longest row]: `input_word_ids`,
+            `input_mask` (1 for tokens, 0 for padding), `input_type_ids`.
         """
         return {
             "input_word_ids": ids.to_tensor(),
@@ -267,47 +271,33 @@ class BertTokenizer(tf.Module):
 
     @tf.function(reduce_retracing=True, autograph=False)
     def _encode(self, text_a, text_b, max_seq_length):
+        is_single = text_b is None
+        texts = text_a if is_single else tf.concat([text_a, text_b], 0)
+        tokens = self.tokenize_tensor(texts)
         num_rows = tf.size(text_a, tf.int64)
-        if text_b is None:
-            tokens = self.tokenize_tensor(text_a)
-            length_a = tokens.row_lengths()
-            length_b = tf.zeros_like(length_a)
-            start_b = length_b
-        else:
-            tokens = self.tokenize_tensor(tf.concat([text_a, text_b], 0))
-            length_a = tokens.row_lengths()[:num_rows]
-            length_b = tokens.row_lengths()[num_rows:]
-            start_b = tokens.row_starts()[num_rows:]
+        lengths, starts = tokens.row_lengths(), tokens.row_starts()
+        length_a, start_a = lengths[:num_rows], starts[:num_rows]
+        length_b = tf.zeros_like(length_a) if is_single else lengths[num_rows:]
+        start_b = length_b if is_single else starts[num_rows:]
         length_a, length_b = _truncate(length_a, length_b, max_seq_length)
-        has_b = tf.cast(length_b > 0, tf.int64)
-        ones = tf.ones_like(length_a)
 
-        # Every row is five slices of one pool that ends with [CLS], [SEP].
-        pool = tf.concat([tokens.flat_values, [self.cls_id, self.sep_id]], 0)
-        sep = tf.size(pool, tf.int64) - 1
-        starts = tf.stack(
-            [
-                ones * (sep - 1),
-                tokens.row_starts()[:num_rows],
-                ones * sep,
-                start_b,
-                ones * sep,
-            ],
-            axis=1,
-        )  # [N, 5]
-        lengths = tf.stack([ones, length_a, ones, length_b, has_b], axis=1)
-        starts, ends = (
-            tf.reshape(starts, [-1]),
-            tf.reshape(starts + lengths, [-1]),
-        )
-        ids = tf.gather(pool, tf.ragged.range(starts, ends).flat_values)
+        # Rows are made of slices of one pool: tokens, [CLS], [SEP], [SEP].
+        special_ids = [self.cls_id, self.sep_id, self.sep_id]
+        pool = tf.concat([tokens.values, special_ids], 0)
+        cls = tf.size(tokens.values, tf.int64)
+        one, has_b = tf.ones_like(length_a), tf.cast(length_b > 0, tf.int64)
+        starts = [one * cls, start_a, one * (cls + 1), start_b, one * (cls + 2)]
+        lengths = [one, length_a, one, length_b, has_b]
+        starts = tf.reshape(tf.stack(starts, axis=1), [-1])
+        ends = starts + tf.reshape(tf.stack(lengths, axis=1), [-1])
+        places = tf.ragged.range(starts, ends).values
+        ids = tf.gather(pool, places)
 
-        length_b += has_b
-        row_splits = tf.concat([[0], tf.cumsum(length_a + 2 + length_b)], 0)
-        type_ids = tf.repeat(
-            tf.tile([0, 1], [num_rows]),
-            tf.reshape(tf.stack([length_a + 2, length_b], axis=1), [-1]),
-        )
+        type_ids = tf.zeros_like(ids)
+        if not is_single:
+            is_b = (places >= tokens.row_splits[num_rows]) & (places < cls)
+            type_ids = tf.cast(is_b | (places == cls + 2), tf.int32)
+        row_splits = tf.concat([[0], tf.cumsum(tf.add_n(lengths))], 0)
         return tuple(
             tf.RaggedTensor.from_row_splits(values, row_splits, validate=False)
             for values in (ids, type_ids)
@@ -340,8 +330,8 @@ class BertTokenizer(tf.Module):
 
 def _truncate(length_a, length_b, max_seq_length):
     """The lengths that are left after popping from the longer, b on ties."""
-    budget = max_seq_length - tf.where(length_b > 0, 3, 2)
-    budget = tf.cast(budget, tf.int64)
+    num_special = tf.where(length_b > 0, tf.constant(3, tf.int64), 2)
+    budget = max_seq_length - num_special
     kept_b = tf.minimum(length_b, tf.maximum(budget - length_a, budget // 2))
     return tf.minimum(length_a, budget - kept_b), kept_b
 
@@ -381,10 +371,9 @@ def _make_reachable_tokens(vocabulary, ids):
     for index, token in enumerate(vocabulary):
         body = token.removeprefix("##")
         is_word = body and not any(
-            c.isspace() or is_punctuation(c) for c in body
+            c.isspace() or (is_punctuation(c) and len(token) > 1) for c in body
         )
-        is_reachable = is_word or len(token) == 1 or token == "[UNK]"
-        if not is_reachable or ids[token] != index:
+        if ids[token] != index or not (is_word or token == "[UNK]"):
             token = f"[{index}]"
         elif len(body.encode()) > 256:
             raise UserError(

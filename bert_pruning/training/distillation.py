@@ -5,6 +5,7 @@ map. The losses are pure functions of tensors.
 """
 
 import dataclasses
+import itertools
 
 import tensorflow as tf
 
@@ -66,9 +67,7 @@ def uniform_layer_map(feature, student_layers, teacher_layers):
         )
     ratio = teacher_layers // student_layers
     if feature == "attention":
-        return tuple(
-            (j, (j + 1) * ratio - 1) for j in range(student_layers)
-        )
+        return tuple((j, (j + 1) * ratio - 1) for j in range(student_layers))
     return tuple((j, j * ratio) for j in range(student_layers + 1))
 
 
@@ -92,7 +91,7 @@ def explicit_layer_map(feature, hidden_map, student_layers, teacher_layers):
             "embedding output and one for each of the student's "
             f"{student_layers} layers. Received: {len(hidden_map)}."
         )
-    rising = all(a < b for a, b in zip(hidden_map, hidden_map[1:]))
+    rising = all(a < b for a, b in itertools.pairwise(hidden_map))
     if not rising or hidden_map[0] < 0 or hidden_map[-1] > teacher_layers:
         raise UserError(
             "--layer_map must rise within 0 (embedding output) to "
@@ -101,8 +100,7 @@ def explicit_layer_map(feature, hidden_map, student_layers, teacher_layers):
         )
     if feature == "attention":
         return tuple(
-            (j, max(teacher - 1, 0))
-            for j, teacher in enumerate(hidden_map[1:])
+            (j, max(teacher - 1, 0)) for j, teacher in enumerate(hidden_map[1:])
         )
     return tuple(enumerate(hidden_map))
 
@@ -118,7 +116,7 @@ def build_matches(
     """Builds the matches for a student and a teacher and checks they fit.
 
     Args:
-        features: iterable of "logits", "hidden", "attention".
+        features: sequence of "logits", "hidden", "attention".
         student: BertConfig.
         teacher: BertConfig.
         weights: dict from feature to float, or None for 1.0 each.
@@ -139,6 +137,10 @@ def build_matches(
     ```
     """
     weights = weights or {}
+    if len(set(features)) < len(features):
+        raise UserError(
+            f"--distill names a feature twice. Received: {','.join(features)}."
+        )
     matches = []
     for feature in features:
         if feature not in LOSSES:

@@ -124,9 +124,7 @@ class AdamW(keras.optimizers.Optimizer):
     ):
         # The fused kernel below gains nothing from XLA.
         kwargs["jit_compile"] = False
-        super().__init__(
-            name=name, global_clipnorm=global_clipnorm, **kwargs
-        )
+        super().__init__(name=name, global_clipnorm=global_clipnorm, **kwargs)
         # Keras would decay in a pass of its own; see `update_step`.
         self.decay = weight_decay or 0.0
         self._learning_rate = self._build_learning_rate(learning_rate)

@@ -15,17 +15,28 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 
 from bert_pruning.errors import UserError
 
-# Files that do not change what a run computes may differ when it resumes.
+# What does not change the trained weights may differ when a run resumes.
 RESUMABLE_FLAGS = frozenset(
-    {"overwrite", "log_steps", "save_steps", "cache_dir", "eval_batch_size"}
+    {
+        "cache_dir",
+        "eval_batch_size",
+        "log_steps",
+        "output_dir",
+        "overwrite",
+        "save_steps",
+    }
 )
 
 
 class Run:
-    """Opens a run directory: new, to be resumed, or refused.
+    """A run directory: new, to be resumed, or refused.
+
+    Making a `Run` checks that it can be written and changes nothing that is
+    there; `begin` does.
 
     Args:
         directory: str. Where the run is written.
@@ -41,11 +52,14 @@ class Run:
     ```python
     run = Run("runs/mrpc", flags="--learning_rate=5e-5\\n")
     run.is_resumed  # False
+    run.begin()
     ```
     """
 
     def __init__(self, directory, flags="", overwrite=False):
         self.directory = pathlib.Path(directory)
+        self._flags = flags
+        self._overwrite = overwrite
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(
                 f"--output_dir must be a directory. Received: {directory}, "
@@ -58,13 +72,23 @@ class Run:
             )
         with self.writing():
             self.directory.mkdir(parents=True, exist_ok=True)
-            if overwrite:
+            with tempfile.TemporaryFile(dir=self.directory):
+                pass
+        begun = self.path("flags.cfg")
+        self.is_resumed = (
+            not overwrite
+            and begun.exists()
+            and self.path("checkpoint").is_dir()
+        )
+        if self.is_resumed:
+            _check_same_flags(directory, begun.read_text(), flags)
+
+    def begin(self):
+        """Clears what is to be overwritten and writes `flags.cfg`."""
+        with self.writing():
+            if self._overwrite:
                 self._clear()
-            begun = self.path("flags.cfg")
-            self.is_resumed = begun.exists() and self.path("checkpoint").is_dir()
-            if self.is_resumed:
-                _check_same_flags(directory, begun.read_text(), flags)
-            self.write_text("flags.cfg", flags)
+            self.write_text("flags.cfg", self._flags)
 
     def path(self, *parts):
         """Returns the path of a file in the run's directory."""
@@ -79,7 +103,8 @@ class Run:
             raise UserError(
                 f"Cannot write to {self.directory}: {error.strerror or error}"
                 ". Free some space or choose another --output_dir; what was "
-                "there is unchanged, and the same command resumes the run."
+                "there is unchanged, and the same command, without "
+                "--overwrite, resumes the run."
             ) from error
 
     def write_text(self, name, text):
@@ -147,7 +172,8 @@ def read_results(path):
 def _check_same_flags(directory, begun, flags):
     ours, theirs = _parse_flags(flags), _parse_flags(begun)
     differing = [
-        f"--{name}: begun with {theirs.get(name)}, now {ours.get(name)}"
+        f"--{name}: begun with {theirs.get(name, 'not set')}, "
+        f"now {ours.get(name, 'not set')}"
         for name in sorted(ours.keys() | theirs.keys())
         if ours.get(name) != theirs.get(name) and name not in RESUMABLE_FLAGS
     ]
@@ -164,7 +190,8 @@ def _parse_flags(text):
     for line in text.splitlines():
         if line.startswith("--"):
             name, has_value, value = line[2:].partition("=")
-            if not has_value and name.startswith("no"):
-                name, value = name[2:], "false"
-            flags[name] = value or "true"
+            if not has_value:
+                value = "false" if name.startswith("no") else "true"
+                name = name.removeprefix("no")
+            flags[name] = value
     return flags

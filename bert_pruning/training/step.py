@@ -136,7 +136,7 @@ class DistillationModel(keras.Model):
         losses, gradients = self._forward_backward(
             batch, share, self._dropout_seed(index)
         )
-        for total, gradient in zip(self._sums(), gradients):
+        for total, gradient in zip(self._sums(), gradients, strict=True):
             total.assign_add(gradient)
         return losses
 
@@ -158,9 +158,7 @@ class DistillationModel(keras.Model):
             if scaled:
                 loss = self.optimizer.get_scaled_loss(loss)
         variables = self.student.trainable_variables
-        gradients = tape.gradient(
-            loss, variables, unconnected_gradients="zero"
-        )
+        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
         # Embedding gradients too: every row has momentum and decay.
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         if scaled:
@@ -169,7 +167,7 @@ class DistillationModel(keras.Model):
 
     def _apply(self, gradients):
         self.optimizer.apply_gradients(
-            zip(gradients, self.student.trainable_variables)
+            zip(gradients, self.student.trainable_variables, strict=True)
         )
         if self.pruner is not None:
             self.pruner.apply_masks()
@@ -181,9 +179,7 @@ class DistillationModel(keras.Model):
         stream += tf.cast(replica.replica_id_in_sync_group, tf.int64)
         # 2**12 streams a step: micro-batches times replicas.
         position = self.steps_done * 4096 + stream
-        return tf.stack(
-            [self.seed, tf.cast(position % (2**31 - 1), tf.int32)]
-        )
+        return tf.stack([self.seed, tf.cast(position % (2**31 - 1), tf.int32)])
 
     def _sums(self):
         if self._accumulated is None:

@@ -1,5 +1,6 @@
 """What TensorBoard shows of a run: scalars, flags, sparsity, HParams."""
 
+import contextlib
 import io
 
 import matplotlib.figure
@@ -8,6 +9,7 @@ import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
 from bert_pruning.compression import costs
+from bert_pruning.errors import UserError
 
 
 class Summaries:
@@ -17,18 +19,23 @@ class Summaries:
         directory: str. The run's `events/`.
         flags: str. The command's flags as a flagfile's text, shown as text.
         hyperparameters: dict from name to value, for the HParams dashboard.
+
+    Raises:
+        UserError: if the events cannot be written; from every method.
     """
 
     def __init__(self, directory, flags="", hyperparameters=None):
-        self._writer = tf.summary.create_file_writer(str(directory))
-        with self._writer.as_default():
-            tf.summary.text("flags", f"```\n{flags}\n```", step=0)
+        self._directory = directory
+        with self._writing():
+            self._writer = tf.summary.create_file_writer(str(directory))
+        with self._writing(step=0):
+            tf.summary.text("flags", f"```\n{flags}\n```")
             if hyperparameters:
                 hparams.hparams(hyperparameters, trial_id=str(directory))
 
     def scalars(self, values, step):
         """Writes a dict of scalars, tag to value, at one step."""
-        with self._writer.as_default(step=step):
+        with self._writing(step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value)
 
@@ -46,18 +53,35 @@ class Summaries:
         for name, count in counts.items():
             scalars[f"sparsity_per_matrix/{name}"] = count.sparsity
         self.scalars(scalars, step)
-        with self._writer.as_default(step=step):
+        with self._writing(step):
             tf.summary.image(
                 "sparsity_per_matrix", heat_map(counts)[np.newaxis]
             )
 
     def flush(self):
         """Puts everything written so far on disk."""
-        self._writer.flush()
+        with self._writing():
+            self._writer.flush()
 
-    def close(self):
-        """Flushes and closes the event file."""
-        self._writer.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with self._writing():
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _writing(self, step=None):
+        try:
+            with contextlib.ExitStack() as stack:
+                if step is not None:
+                    stack.enter_context(self._writer.as_default(step=step))
+                yield
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError(
+                f"Cannot write to {self._directory}: {error}. Free some space; "
+                "the same command, without --overwrite, resumes the run."
+            ) from error
 
 
 def heat_map(counts):
@@ -89,9 +113,7 @@ def heat_map(counts):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="rgba")
     width, height = figure.canvas.get_width_height()
-    return np.frombuffer(buffer.getvalue(), np.uint8).reshape(
-        height, width, 4
-    )
+    return np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)
 
 
 def _layer_and_part(name):

@@ -119,11 +119,11 @@ class Trainer:
             Interrupted: after Ctrl-C or SIGTERM, with the state saved.
         """
         # Precedence: the run's own checkpoint, then the initial weights.
-        step = self._restore()
+        step, pending = self._restore()
         pruner = self.model.pruner
         if pruner is not None and step == 0:
             pruner.update(0)
-        pending, last_loss = [], math.nan
+        last_loss = math.nan
         with _Signals() as signals, self._progress_bar(step) as bar:
             started = time.monotonic()
             for batch in self._batches_from(step):
@@ -137,23 +137,28 @@ class Trainer:
                     or step == self.plan.num_steps
                 )
                 saves = evaluates or step % self.plan.save_steps == 0
-                if saves or signals.received or self._logs(step):
+                logs = saves or step % self.plan.log_steps == 0
+                if logs or signals.received:
                     means = self._check(pending, step)
+                if logs:
                     pending, last_loss = [], means["loss"]
                     bar.set_postfix(loss=f"{last_loss:.4f}", refresh=False)
                     self._log(means, step)
                 bar.update()
+                if saves or signals.received:
+                    self._check_weights(step)
                 if evaluates:
                     self.train_time += time.monotonic() - started
                     self._evaluate(step, last_loss, bar)
                     started = time.monotonic()
                 if saves or signals.received:
                     elapsed = time.monotonic() - started
-                    self._save(step, self.train_time + elapsed)
+                    self._save(step, pending, self.train_time + elapsed)
                 if signals.received and step < self.plan.num_steps:
                     raise Interrupted(
                         f"Stopped after step {step} of {self.plan.num_steps}. "
-                        "The same command resumes the run."
+                        "The same command, without --overwrite, resumes the "
+                        "run."
                     )
         if pruner is not None:
             pruner.check_reached()
@@ -215,9 +220,7 @@ class Trainer:
             for index, piece in enumerate(pieces)
         ]
         self._apply()
-        return {
-            name: sum(loss[name] for loss in losses) for name in losses[0]
-        }
+        return {name: sum(loss[name] for loss in losses) for name in losses[0]}
 
     def _distribute(self, batch, rows, size, index):
         """Divides the rows of a batch over the replicas, with their share."""
@@ -267,28 +270,36 @@ class Trainer:
         finite = np.isfinite(values["loss"])
         if not finite.all():
             first = step - len(pending) + 1 + int(np.argmin(finite))
-            saved = self._manager.latest_checkpoint
-            kept = "No checkpoint had been saved yet."
-            if saved:
-                kept = f"The last good checkpoint is kept: {saved}."
-                if self.best is not None:
-                    kept += (
-                        f" The best model so far, of step {self.best['step']}"
-                        f", is {self.run.path('checkpoint', 'best')}."
-                    )
             terms = ", ".join(
                 f"{name} = {array[np.argmin(finite)]:g}"
                 for name, array in values.items()
             )
-            raise UserError(
-                f"The loss is not finite at step {first} ({terms}). {kept} "
-                "Lower --learning_rate, or use --mixed_precision=float32, "
-                "and start anew with --overwrite."
-            )
+            self._stop(f"The loss is not finite at step {first} ({terms}).")
         return {name: float(array.mean()) for name, array in values.items()}
 
-    def _logs(self, step):
-        return step % self.plan.log_steps == 0
+    def _check_weights(self, step):
+        """A finite loss may have had other gradients; do not save those."""
+        for variable in self.model.student.trainable_variables:
+            if not tf.reduce_all(tf.math.is_finite(variable)):
+                self._stop(
+                    f"{variable.name} is not finite after step {step}, "
+                    "although the loss is."
+                )
+
+    def _stop(self, reason):
+        saved = self._manager.latest_checkpoint
+        kept = "No checkpoint had been saved yet."
+        if saved:
+            kept = f"The last good checkpoint is kept: {saved}."
+            if self.best is not None:
+                kept += (
+                    f" The best model so far, of step {self.best['step']}, is "
+                    f"{self.run.path('checkpoint', 'best')}."
+                )
+        raise UserError(
+            f"{reason} {kept} Lower --learning_rate, or use "
+            "--mixed_precision=float32, and start anew with --overwrite."
+        )
 
     def _log(self, means, step):
         optimizer = self.model.optimizer
@@ -349,12 +360,16 @@ class Trainer:
         # A small dev set often ties; then the lower loss is the better model.
         return metrics[self.primary_metric], -metrics["eval_loss"]
 
-    def _save(self, step, train_time):
+    def _save(self, step, pending, train_time):
         self._progress.assign(
             json.dumps(
                 {
                     "records": self.records,
                     "best": self.best,
+                    "pending": [
+                        {name: float(value) for name, value in losses.items()}
+                        for losses in pending
+                    ],
                     "train_time": train_time,
                     "eval_time": self.eval_time,
                 }
@@ -372,7 +387,7 @@ class Trainer:
     def _restore(self):
         latest = self._manager.latest_checkpoint
         if not latest:
-            return 0
+            return 0, []
         self._manager.checkpoint.restore(latest).assert_consumed()
         progress = json.loads(self._progress.numpy())
         self.records = progress["records"]
@@ -380,7 +395,7 @@ class Trainer:
         self.train_time = progress["train_time"]
         self.eval_time = progress["eval_time"]
         self.run.write_metrics(self.records)
-        return int(self.model.steps_done)
+        return int(self.model.steps_done), progress["pending"]
 
     def _progress_bar(self, step):
         # In a log file a line every half minute is enough.

@@ -1,0 +1,314 @@
+"""Builds what the flags of `train` describe, and trains it.
+
+Imports TensorFlow, so `train` imports it late, after the flags are read.
+"""
+
+import math
+
+import tensorflow as tf
+import tf_keras as keras
+from absl import flags
+
+from bert_pruning.commands import flags as shared
+from bert_pruning.commands import inputs
+from bert_pruning.compression import sparsity
+from bert_pruning.data import pipeline
+from bert_pruning.errors import UserError
+from bert_pruning.modeling import bert
+from bert_pruning.modeling import checkpoints
+from bert_pruning.training import distillation
+from bert_pruning.training import evaluation
+from bert_pruning.training import optimization
+from bert_pruning.training import step
+from bert_pruning.training import trainer
+from bert_pruning.training.run import Run
+from bert_pruning.training.summaries import Summaries
+
+FLAGS = flags.FLAGS
+LOG = shared.LOG
+
+
+def train():
+    """Trains by the flags.
+
+    Returns:
+        The finished `Run`.
+
+    Raises:
+        UserError: for wrong input, before any long work.
+        trainer.Interrupted: after Ctrl-C, with the state saved.
+    """
+    strategy = _prepare_device()
+    run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
+    task = _training_task()
+    checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    tokenizer = inputs.find_tokenizer(checkpoint)
+    teacher_checkpoint, matches = _load_teacher(checkpoint, task)
+    dev_sets, batches = _read_data(task, tokenizer)
+    plan = _plan(batches)
+    pruning = _sparsity(plan.num_steps)
+    # Whatever could be wrong has been looked at; now replace what was there.
+    run.begin()
+    LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
+
+    with strategy.scope():
+        keras.utils.set_random_seed(FLAGS.seed)
+        student = _build_student(checkpoint, task)
+        teacher = pruner = None
+        if teacher_checkpoint is not None:
+            teacher = inputs.restore_classifier(teacher_checkpoint, task)
+            _judge_teacher(teacher, task, dev_sets[""])
+        if pruning is not None:
+            student = sparsity.wrap(student, pruning)
+            pruner = sparsity.Pruner(student, pruning)
+        model = step.DistillationModel(
+            student,
+            teacher,
+            matches,
+            label_weight=shared.label_weight(),
+            pruner=pruner,
+            seed=FLAGS.seed,
+            jit_compile=FLAGS.jit_compile,
+        )
+        model.compile(_build_optimizer(student, plan.num_steps))
+
+        def save_model(directory):
+            checkpoints.save_huggingface(
+                directory,
+                checkpoint.config,
+                bert.get_weights(student),
+                checkpoint.vocabulary,
+                tokenizer.do_lower_case,
+                task.to_dict(),
+            )
+
+        LOG.info(
+            "%d steps of %d examples, %d steps an epoch%s",
+            plan.num_steps,
+            FLAGS.train_batch_size,
+            plan.steps_per_epoch,
+            ", resumed" if run.is_resumed else "",
+        )
+        with Summaries(
+            run.path("events"), shared.flags_as_text(), _hyperparameters()
+        ) as summaries:
+            results = trainer.Trainer(
+                model,
+                batches,
+                plan,
+                run,
+                summaries,
+                _evaluation(student, task, dev_sets),
+                task.primary_metric,
+                save_model,
+            ).train()
+    run.finish(results)
+    return run
+
+
+def _training_task():
+    task = shared.find_task()
+    if "train" not in task.splits:
+        raise UserError(
+            f"{task.name} has no training data; train on {task.model_task}."
+        )
+    return task
+
+
+def _read_data(task, tokenizer):
+    """Returns the dev sets, by the suffix of their metrics, and the batches."""
+    # The small sets first: a missing one is noticed before the long work.
+    dev_sets = {
+        split.removeprefix("dev").strip("_"): inputs.read_encoded(
+            task, split, tokenizer
+        )[1]
+        for split in task.splits
+        if split.startswith("dev")
+    }
+    _, train_set = inputs.read_encoded(task, "train", tokenizer)
+    batches = pipeline.TrainBatches(
+        train_set,
+        FLAGS.train_batch_size,
+        FLAGS.seed,
+        # XLA compiles each length anew.
+        pad_multiple=32 if FLAGS.jit_compile else 1,
+    )
+    return dev_sets, batches
+
+
+def _build_student(checkpoint, task):
+    student = bert.build_model(checkpoint.config, task.num_outputs)
+    weights = _initial_weights(checkpoint, task)
+    new = bert.set_weights(student, weights, checkpoint.new_layers)
+    if new:
+        LOG.info("New weights: %s", ", ".join(new))
+    return student
+
+
+def _build_optimizer(student, num_steps):
+    schedule = optimization.WarmupSchedule(
+        FLAGS.learning_rate,
+        num_steps,
+        int(num_steps * FLAGS.warmup_proportion),
+        FLAGS.lr_schedule,
+    )
+    return optimization.build_optimizer(
+        student,
+        FLAGS.optimizer,
+        schedule,
+        FLAGS.weight_decay,
+        FLAGS.clip_norm,
+    )
+
+
+def _evaluation(student, task, dev_sets):
+    """Returns a function that scores the student on every dev set."""
+    evaluator = evaluation.Evaluator(student)
+
+    def evaluate():
+        results = {}
+        for suffix, dataset in dev_sets.items():
+            found = evaluator.evaluate(task, dataset, FLAGS.eval_batch_size)
+            for name, value in found.items():
+                results[f"{name}_{suffix}" if suffix else name] = value
+        return results
+
+    return evaluate
+
+
+def _initial_weights(checkpoint, task):
+    """Returns the weights to start from, with a classifier if it fits.
+
+    A run's classifier is taken for its own task alone; a checkpoint that does
+    not name its task is taken at its outputs and labels.
+    """
+    name = (checkpoint.task or {}).get("name", task.model_task)
+    if name == task.model_task and "classifier/kernel" in checkpoint.weights:
+        try:
+            return inputs.classifier_weights(checkpoint, task)
+        except UserError as error:
+            LOG.info("%s A new classifier is trained.", error)
+    return {
+        name: array
+        for name, array in checkpoint.weights.items()
+        if not name.startswith("classifier/")
+    }
+
+
+def _load_teacher(checkpoint, task):
+    if not FLAGS.teacher_checkpoint:
+        return None, ()
+    teacher = inputs.load_checkpoint(FLAGS.teacher_checkpoint)
+    if teacher.vocabulary != checkpoint.vocabulary:
+        raise UserError(
+            f"The teacher {FLAGS.teacher_checkpoint} and "
+            f"{FLAGS.init_checkpoint} have different vocabularies; they would "
+            "read different texts."
+        )
+    inputs.classifier_weights(teacher, task)
+    hidden_map = None
+    if FLAGS.layer_map is not None:
+        if not all(entry.strip().isdigit() for entry in FLAGS.layer_map):
+            raise UserError(
+                "--layer_map needs numbers, such as 0,2,4. Received: "
+                f"{','.join(FLAGS.layer_map)}."
+            )
+        hidden_map = tuple(int(entry) for entry in FLAGS.layer_map)
+    matches = distillation.build_matches(
+        FLAGS.distill,
+        checkpoint.config,
+        teacher.config,
+        {
+            feature: FLAGS[f"{feature}_weight"].value
+            for feature in ("logits", "hidden", "attention")
+        },
+        FLAGS.temperature,
+        hidden_map,
+    )
+    return teacher, matches
+
+
+def _judge_teacher(teacher, task, dataset):
+    found = evaluation.Evaluator(teacher).evaluate(
+        task, dataset, FLAGS.eval_batch_size
+    )
+    value = found[task.primary_metric]
+    chance = evaluation.chance_level(task, dataset.labels)
+    LOG.info("Teacher: %s = %.4f", task.primary_metric, value)
+    if value <= chance:
+        LOG.warning(
+            "The teacher is no better than chance (%s = %.4f; always the "
+            "commonest answer: %.4f). Was it fine-tuned on %s?",
+            task.primary_metric,
+            value,
+            chance,
+            task.name,
+        )
+
+
+def _plan(batches):
+    num_steps = FLAGS.max_steps
+    if num_steps is None:
+        num_steps = round(batches.num_batches * FLAGS.num_train_epochs)
+    num_steps = max(1, num_steps)
+    return trainer.Plan(
+        num_steps=num_steps,
+        steps_per_epoch=batches.num_batches,
+        eval_steps=FLAGS.eval_steps or batches.num_batches,
+        save_steps=FLAGS.save_steps,
+        log_steps=FLAGS.log_steps,
+        accumulation=FLAGS.gradient_accumulation_steps,
+    )
+
+
+def _sparsity(num_steps):
+    if FLAGS.pruning == "none":
+        return None
+    options = {}
+    if FLAGS.prune_targets is not None:
+        options["targets"] = tuple(FLAGS.prune_targets)
+    if FLAGS.sparsity_m_by_n:
+        options["m_by_n"] = shared.pair("sparsity_m_by_n")
+    return sparsity.Sparsity(
+        final=FLAGS.sparsity,
+        initial=FLAGS.initial_sparsity,
+        begin_step=math.floor(num_steps * FLAGS.pruning_begin),
+        end_step=math.ceil(num_steps * FLAGS.pruning_end),
+        frequency=FLAGS.pruning_frequency,
+        block_size=shared.pair("block_size"),
+        block_pooling_type=FLAGS.block_pooling_type,
+        **options,
+    )
+
+
+def _prepare_device():
+    """Sets precision and GPU memory growth; returns the strategy."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:
+        # Without it, sums on a GPU change from run to run.
+        tf.config.experimental.enable_op_determinism()
+    policy = "float32"
+    if FLAGS.mixed_precision != "float32":
+        policy = f"mixed_{FLAGS.mixed_precision}"
+    keras.mixed_precision.set_global_policy(policy)
+    if FLAGS.strategy == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _hyperparameters():
+    names = (
+        "task_name",
+        "learning_rate",
+        "train_batch_size",
+        "num_train_epochs",
+        "seed",
+        "optimizer",
+        "pruning",
+        "sparsity",
+    )
+    values = {name: FLAGS[name].value for name in names}
+    values["distill"] = ",".join(FLAGS.distill)
+    return {name: v for name, v in values.items() if v is not None}
