@@ -102,7 +102,7 @@ def main():
     parser.add_argument("--data_dir", required=True, type=pathlib.Path)
     parser.add_argument("--init_checkpoint", required=True, type=pathlib.Path)
     parser.add_argument("--cased", action="store_true")
-    parser.add_argument("--batch_size", type=int, default=2048)
+    parser.add_argument("--batch_size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 

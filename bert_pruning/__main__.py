@@ -47,11 +47,14 @@ def main(argv=None):
         print(command.__doc__)
         print(_describe(sorted(set(flags.FLAGS) - before)))
         return 0
-    app.run(lambda _: _run(command), argv=[f"bert_pruning {name}", *argv[2:]])
+    app.run(
+        lambda rest: _run(command, rest[1:]),
+        argv=[f"bert_pruning {name}", *argv[2:]],
+    )
     return 0
 
 
-def _run(command):
+def _run(command, surplus):
     # Our own messages only: absl's INFO level lets TensorFlow's through too.
     absl_logging.set_verbosity(absl_logging.WARNING)
     log = logging.getLogger("bert_pruning")
@@ -59,6 +62,11 @@ def _run(command):
     log.propagate = False
     log.addHandler(logging.StreamHandler())
     try:
+        if surplus:
+            raise UserError(
+                "Settings are given as --flag=value. Received: "
+                f"{' '.join(surplus)}."
+            )
         sys.exit(command.main())
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -1,15 +1,19 @@
 """A step is the same however it is cut, compiled, spread or rounded."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
 import tiny_bert
+import tiny_runs
 
 from bert_pruning.compression.sparsity import Pruner
 from bert_pruning.compression.sparsity import Sparsity
 from bert_pruning.compression.sparsity import wrap
 from bert_pruning.modeling import bert
+from bert_pruning.modeling.checkpoints import load_checkpoint
 from bert_pruning.training import step
 from bert_pruning.training.distillation import build_matches
 from bert_pruning.training.optimization import build_optimizer
@@ -264,6 +268,48 @@ def test_steps_long_after_the_start_still_have_dropout_of_their_own():
         model.steps_done.assign(done)
         losses.add(float(model.train_step(batch)["loss"]))
     assert len(losses) == 3
+
+
+def test_two_devices_train_as_one(tmp_path):
+    task = {"name": "SST-2", "labels": ["0", "1"]}
+    init = tiny_runs.write_checkpoint(tmp_path / "init", **NO_DROPOUT)
+    teacher = tiny_runs.write_checkpoint(
+        tmp_path / "teacher", task, seed=1, **NO_DROPOUT
+    )
+    common = (
+        *("train", "--task_name=SST-2"),
+        f"--data_dir={tiny_runs.write_sst2(tmp_path / 'data', train=22)}",
+        *(f"--init_checkpoint={init}", f"--teacher_checkpoint={teacher}"),
+        "--distill=logits,hidden,attention",
+        *("--pruning=magnitude", "--sparsity=0.5", "--hard_label_weight=1"),
+        *tiny_runs.QUICK,
+    )
+    one = tiny_runs.start_command(
+        tmp_path / "log1", *common, f"--output_dir={tmp_path}/one"
+    )
+    # Of three micro-batches of 2, 1 and 1 rows, one replica has none of two.
+    two = tiny_runs.start_command(
+        tmp_path / "log2",
+        *common,
+        *(f"--output_dir={tmp_path}/two", "--strategy=mirrored"),
+        "--gradient_accumulation_steps=3",
+        devices=2,
+    )
+    for process, log in ((one, "log1"), (two, "log2")):
+        process.join()
+        assert process.exitcode == 0, (tmp_path / log).read_text()
+    assert "over 2 devices" in (tmp_path / "log2").read_text()
+    weights = load_checkpoint(tmp_path / "one").weights
+    for name, array in load_checkpoint(tmp_path / "two").weights.items():
+        np.testing.assert_allclose(
+            array, weights[name], rtol=1e-3, atol=1e-5, err_msg=name
+        )
+    metrics = [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(tmp_path.glob("*/metrics.jsonl"))
+    ]
+    for one, two in zip(*metrics, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
 
 
 # === Precision ===

@@ -96,7 +96,7 @@ def run_command(*arguments):
     return status, out.getvalue(), err.getvalue()
 
 
-def start_command(log, *arguments):
+def start_command(log, *arguments, devices=1):
     """Starts a command in a process of its own, to be killed.
 
     The processes are forked from one that has imported everything, because
@@ -105,25 +105,20 @@ def start_command(log, *arguments):
     Args:
         log: path of a file for what it prints.
         *arguments: the command and its flags.
+        devices: int. Into how many the CPU is divided.
 
     Returns:
         A started `multiprocessing.Process`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_runs", *_PRELOADED])
-    process = context.Process(target=_run_and_exit, args=(str(log), arguments))
+    context.set_forkserver_preload(
+        ["tiny_runs", "bert_pruning.commands.assembly"]
+    )
+    process = context.Process(
+        target=_run_and_exit, args=(str(log), arguments, devices)
+    )
     process.start()
     return process
-
-
-_PRELOADED = (
-    "bert_pruning.commands.train",
-    "bert_pruning.compression.sparsity",
-    "bert_pruning.data.tokenization",
-    "bert_pruning.training.evaluation",
-    "bert_pruning.training.summaries",
-    "bert_pruning.training.trainer",
-)
 
 
 def _run(arguments):
@@ -140,7 +135,12 @@ def _run(arguments):
         keras.mixed_precision.set_global_policy("float32")
 
 
-def _run_and_exit(log, arguments):
+def _run_and_exit(log, arguments, devices):
+    tf = importlib.import_module("tensorflow")
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * devices,
+    )
     with open(log, "a", encoding="utf-8") as file:
         sys.stdout = sys.stderr = file
         try:

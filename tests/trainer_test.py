@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import random
 import re
 import resource
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -22,10 +24,12 @@ from bert_pruning.data.pipeline import EncodedDataset
 from bert_pruning.data.pipeline import TrainBatches
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
+from bert_pruning.modeling.checkpoints import load_checkpoint
 from bert_pruning.training.distillation import build_matches
 from bert_pruning.training.optimization import WarmupSchedule
 from bert_pruning.training.optimization import build_optimizer
 from bert_pruning.training.run import Run
+from bert_pruning.training.run import read_results
 from bert_pruning.training.step import DistillationModel
 from bert_pruning.training.summaries import Summaries
 from bert_pruning.training.trainer import Interrupted
@@ -159,27 +163,27 @@ def assert_same_run(one, other):
 def test_the_best_model_is_the_one_of_the_highest_metric(tmp_path):
     trainer = make_trainer(
         tmp_path,
-        plan={"eval_steps": 2},
+        plan={"num_steps": 4, "eval_steps": 1},
         evaluate=scripted([(0.5, 1.0), (0.8, 2.0), (0.8, 1.5), (0.7, 0.1)]),
     )
     results = trainer.train()
-    assert results["global_step"] == 6
+    assert results["global_step"] == 3
     assert results["eval_accuracy"] == 0.8
     assert results["eval_loss"] == 1.5
-    assert [r["step"] for r in records_of(tmp_path)] == [2, 4, 6, 8]
+    assert [r["step"] for r in records_of(tmp_path)] == [1, 2, 3, 4]
     assert results["loss"] == records_of(tmp_path)[2]["loss"]
 
 
 def test_a_denser_model_is_never_the_best(tmp_path):
     trainer = make_trainer(
         tmp_path,
-        plan={"eval_steps": 2},
+        plan={"num_steps": 4, "eval_steps": 1},
         evaluate=scripted([(0.9, 1.0), (0.8, 1.0), (0.5, 1.0), (0.4, 1.0)]),
         final=0.75,
-        end_step=6,
+        end_step=3,
     )
     results = trainer.train()
-    assert results["global_step"] == 6
+    assert results["global_step"] == 3
     assert results["eval_accuracy"] == 0.5
     assert results["sparsity"] == 0.75
     best = np.load(tmp_path / "checkpoint" / "best" / "weights.npz")
@@ -191,12 +195,13 @@ def test_a_denser_model_is_never_the_best(tmp_path):
 def test_one_shot_models_are_at_their_target_from_the_start(tmp_path, options):
     trainer = make_trainer(
         tmp_path,
+        plan={"num_steps": 2, "eval_steps": 1},
         evaluate=scripted([(0.9, 1.0), (0.8, 1.0)]),
         final=0.5,
         **options,
     )
     results = trainer.train()
-    assert results["global_step"] == 4
+    assert results["global_step"] == 1
     assert results["sparsity"] == 0.5
 
 
@@ -286,8 +291,7 @@ def test_kernels_are_sparse_after_each_step_and_in_each_checkpoint(tmp_path):
 
 
 def test_a_missed_sparsity_is_no_success(tmp_path):
-    trainer = make_trainer(tmp_path, final=0.5)
-    trainer.evaluate = scripted([(0.5, 1.0), (0.5, 1.0)])
+    trainer = make_trainer(tmp_path, plan={"num_steps": 2}, final=0.5)
     # As if the last mask update had not been made.
     trainer.model.pruner.update = lambda step: False
     with pytest.raises(RuntimeError, match="instead of 0.5000"):
@@ -305,69 +309,69 @@ class Crash(Exception):
     """Stands for the process being gone."""
 
 
-def crash_at(monkeypatch, trainer, place):
-    """Makes the trainer stop dead in one of its places."""
+def crash_at(trainer, place, call):
+    """Makes a call of one of the trainer's functions its last."""
     owner, name = {
         "step": (trainer, "_run_step"),
+        "mask update": (trainer.model.pruner, "update"),
         "evaluation": (trainer, "evaluate"),
+        "metrics": (trainer.run, "write_metrics"),
         "best": (trainer, "save_model"),
-        "best moved": (trainer.run, "write_metrics"),
         "saving": (trainer._manager, "save"),
-        "update": (trainer.model.pruner, "update"),
     }[place]
     action = getattr(owner, name)
     calls = []
 
     def crashing(*args, **kwargs):
         calls.append(args)
-        if len(calls) == {"step": 3, "update": 5}.get(place, 2):
+        if len(calls) == call:
             raise Crash
         return action(*args, **kwargs)
 
-    monkeypatch.setattr(owner, name, crashing)
+    setattr(owner, name, crashing)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    tf.config.run_functions_eagerly(True)
-    directory = tmp_path_factory.mktemp("uninterrupted")
+def test_a_run_that_stops_anywhere_ends_as_if_it_had_not(tmp_path):
+    directory = tmp_path / "uninterrupted"
     trainer = make_trainer(directory, **PRUNED)
-    return trainer, trainer.train()
+    uninterrupted = trainer, trainer.train()
+
+    stopped = tmp_path / "stopped"
+    for place, call in (
+        # Before there was any checkpoint, then always between steps 2 and 4.
+        *(("step", 1), ("step", 4), ("mask update", 2), ("evaluation", 1)),
+        # Resuming writes the metrics too.
+        *(("metrics", 2), ("best", 1), ("saving", 1)),
+    ):
+        trainer = make_trainer(stopped, **PRUNED)
+        crash_at(trainer, place, call)
+        with pytest.raises(Crash):
+            trainer.train()
+    for number, step in ((signal.SIGTERM, 5), (signal.SIGINT, 7)):
+        trainer = make_trainer(stopped, **PRUNED)
+        before = signal.getsignal(number)
+        interrupt_at(trainer, number, step)
+        with pytest.raises(Interrupted, match=f"step {step} of 8.*resumes"):
+            trainer.train()
+        assert signal.getsignal(number) == before
+    trainer = make_trainer(stopped, **PRUNED)
+    assert_same_run((trainer, trainer.train()), uninterrupted)
+    # Nothing is done twice, and the results are the same.
+    again = make_trainer(stopped, **PRUNED)
+    again._run_step = None
+    assert without_times(again.train()) == without_times(uninterrupted[1])
 
 
-@pytest.mark.parametrize(
-    "place",
-    ["step", "evaluation", "best", "best moved", "saving", "update"],
-)
-def test_a_run_that_crashed_anywhere_ends_as_if_it_had_not(
-    tmp_path, monkeypatch, uninterrupted, place
-):
-    trainer = make_trainer(tmp_path, **PRUNED)
-    crash_at(monkeypatch, trainer, place)
-    with pytest.raises(Crash):
-        trainer.train()
-    again = make_trainer(tmp_path, **PRUNED)
-    assert_same_run((again, again.train()), uninterrupted)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_state_and_stops(tmp_path, uninterrupted, number):
-    trainer = make_trainer(tmp_path, **PRUNED)
+def interrupt_at(trainer, number, step):
+    """Sends this process a signal while it takes a step."""
     run_step = trainer._run_step
-    before = signal.getsignal(number)
 
     def interrupted(batch):
-        if int(trainer.model.steps_done) == 6:
+        if int(trainer.model.steps_done) == step - 1:
             os.kill(os.getpid(), number)
         return run_step(batch)
 
     trainer._run_step = interrupted
-    with pytest.raises(Interrupted, match="step 7 of 8.*resumes"):
-        trainer.train()
-    assert signal.getsignal(number) == before
-    again = make_trainer(tmp_path, **PRUNED)
-    assert_same_run((again, again.train()), uninterrupted)
-    assert int(again.model.steps_done) == 8
 
 
 def test_a_second_signal_acts_at_once(tmp_path):
@@ -383,19 +387,12 @@ def test_a_second_signal_acts_at_once(tmp_path):
         trainer.train()
 
 
-def test_a_finished_loop_resumes_to_its_results(tmp_path):
-    trainer = make_trainer(tmp_path, final=0.5)
-    results = trainer.train()
-    again = make_trainer(tmp_path, final=0.5)
-    again.model.train_step = None
-    assert again.train() == results
-
-
 def test_masks_are_restored_with_the_weights(tmp_path):
-    trainer = make_trainer(tmp_path, final=0.75, end_step=4)
+    plan = {"num_steps": 2}
+    trainer = make_trainer(tmp_path, plan=plan, final=0.75)
     trainer.train()
-    again = make_trainer(tmp_path, final=0.75, end_step=4)
-    assert again._restore()[0] == 8
+    again = make_trainer(tmp_path, plan=plan, final=0.75)
+    assert again._restore()[0] == 2
     for name, wrapper in again.model.pruner.wrappers.items():
         theirs = trainer.model.pruner.wrappers[name]
         for ours, before in zip(
@@ -458,7 +455,7 @@ def test_the_step_that_failed_is_named_not_the_one_that_noticed(tmp_path):
 
 
 def test_a_full_disk_keeps_the_former_checkpoint(tmp_path):
-    trainer = make_trainer(tmp_path, final=0.5)
+    trainer = make_trainer(tmp_path)
     save = trainer._manager.save
 
     def with_little_space(checkpoint_number):
@@ -473,6 +470,69 @@ def test_a_full_disk_keeps_the_former_checkpoint(tmp_path):
     trainer._manager.save = with_little_space
     with pytest.raises(UserError, match=f"(?s){tmp_path}.*Free some space"):
         trainer.train()
-    again = make_trainer(tmp_path, final=0.5)
+    again = make_trainer(tmp_path)
     assert again._restore()[0] == 2
-    assert again.train()["sparsity"] == 0.5
+    assert again.train()["global_step"] > 2
+
+
+# === Killed, in processes of their own ===
+
+
+def final_results(directory):
+    """What a finished run holds, without what time it took."""
+    results = read_results(directory / "eval_results.txt")
+    return {
+        "results": without_times(results),
+        "metrics": (directory / "metrics.jsonl").read_bytes(),
+        "model": (directory / "model.safetensors").read_bytes(),
+    }
+
+
+def test_a_run_that_is_killed_again_and_again_ends_bit_by_bit_alike(tmp_path):
+    task = {"name": "SST-2", "labels": ["0", "1"]}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    log = tmp_path / "log"
+    process = tiny_runs.start_command(
+        log,
+        "train",
+        "--task_name=SST-2",
+        f"--data_dir={tiny_runs.write_sst2(tmp_path / 'data')}",
+        f"--init_checkpoint={tiny_runs.write_checkpoint(tmp_path / 'init')}",
+        "--teacher_checkpoint="
+        + tiny_runs.write_checkpoint(tmp_path / "teacher", task, seed=1),
+        "--distill=logits,hidden,attention",
+        *("--pruning=magnitude", "--sparsity=0.8", "--pruning_end=0.5"),
+        f"--output_dir={whole}",
+        *tiny_runs.QUICK,
+        *("--max_steps=40", "--eval_steps=10", "--save_steps=3"),
+    )
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    # Its own flags give the run again.
+    command = ("train", f"--flagfile={whole}/flags.cfg")
+    command += (f"--output_dir={killed}",)
+    for number, status in (
+        *((signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGKILL, -9)),
+    ):
+        process = tiny_runs.start_command(log, *command)
+        state = killed / "checkpoint" / "checkpoint"
+        before = state.read_text() if state.exists() else ""
+        while process.is_alive():
+            if state.exists() and state.read_text() != before:
+                time.sleep(random.uniform(0.0, 0.1))
+                break
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        process.join()
+        assert process.exitcode == status, log.read_text()
+        assert not (killed / "DONE").exists()
+    process = tiny_runs.start_command(log, *command)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    assert final_results(killed) == final_results(whole)
+    assert "resumed" in log.read_text()
+    kernels = costs.total(
+        load_checkpoint(killed).weights[name]
+        for name in bert.encoder_kernels(CONFIG)
+    )
+    assert kernels.sparsity == pytest.approx(0.8, abs=1e-3)

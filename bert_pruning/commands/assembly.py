@@ -294,7 +294,9 @@ def _prepare_device():
         policy = f"mixed_{FLAGS.mixed_precision}"
     keras.mixed_precision.set_global_policy(policy)
     if FLAGS.strategy == "mirrored":
-        return tf.distribute.MirroredStrategy()
+        strategy = tf.distribute.MirroredStrategy()
+        LOG.info("Mirrored over %d devices", strategy.num_replicas_in_sync)
+        return strategy
     return tf.distribute.get_strategy()
 
 

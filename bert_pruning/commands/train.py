@@ -63,7 +63,7 @@ def define_flags():
     )
     real("weight_decay", 0.01, "Not on biases and layer norms.", 0.0)
     real("clip_norm", 1.0, "Largest global gradient norm; 0: none.", 0.0)
-    number("seed", 42, "Of the data order, new weights and dropout.", 0)
+    number("seed", 42, "Of data order, new weights and dropout.", 0, 2**31 - 1)
     number("eval_steps", 0, "Steps between evaluations; 0: an epoch.", 0)
     number("save_steps", 500, "Steps between checkpoints to resume from.", 1)
     number("log_steps", 10, "Steps between TensorBoard scalars.", 1)

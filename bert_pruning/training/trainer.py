@@ -305,7 +305,8 @@ class Trainer:
         optimizer = self.model.optimizer
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         scalars = {f"train/{name}": value for name, value in means.items()}
-        scalars["train/learning_rate"] = float(optimizer.learning_rate)
+        rate = tf.convert_to_tensor(optimizer.learning_rate)
+        scalars["train/learning_rate"] = float(rate)
         if self.model.pruner is not None:
             sparsity = self.model.pruner.sparsity
             scalars["sparsity/target"] = sparsity.at(step)

@@ -1,0 +1,159 @@
+"""Reports name what each ratio is over, in every format."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_bert
+import tiny_runs
+
+from bert_pruning.compression import costs
+from bert_pruning.delivery import report
+from bert_pruning.modeling import bert
+from bert_pruning.modeling.checkpoints import load_checkpoint
+from bert_pruning.modeling.checkpoints import save_huggingface
+
+TASK = {"name": "SST-2", "labels": ["0", "1"]}
+CONFIG = tiny_runs.tiny_config(num_layers=2)
+# Two layers of 4 * 16 * 16 + 2 * 16 * 32 weights.
+ENCODER = 2 * (4 * 256 + 2 * 512)
+
+
+@pytest.fixture(scope="module")
+def sparse_run(tmp_path_factory):
+    """A finished run whose first layer is three quarters zeros."""
+    path = tmp_path_factory.mktemp("runs") / "sparse"
+    weights = tiny_bert.random_weights(CONFIG, 0, 2)
+    for name in bert.encoder_kernels(CONFIG)[:6]:
+        weights[name][np.arange(len(weights[name])) % 4 > 0] = 0.0
+    save_huggingface(path, CONFIG, weights, tiny_runs.VOCABULARY, True, TASK)
+    (path / "eval_results.txt").write_text(
+        "eval_accuracy = 0.875\neval_time = 1.5\nsparsity = 0.375\n"
+    )
+    (path / "DONE").write_text("")
+    return path
+
+
+@pytest.fixture(scope="module")
+def dense_checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "dense"
+    return tiny_runs.write_checkpoint(path, num_layers=2)
+
+
+def total_size():
+    weights = tiny_bert.random_weights(CONFIG, 0, 2)
+    return sum(array.size for array in weights.values())
+
+
+def test_the_three_ratios_are_of_three_things(sparse_run):
+    measured = report.measure(load_checkpoint(sparse_run))
+    zeros = 3 * ENCODER // 8
+    assert len(measured.matrices) == 12
+    assert measured.pruned == costs.Count(ENCODER // 2, zeros)
+    assert measured.encoder == costs.Count(ENCODER, zeros)
+    assert measured.whole.size == total_size()
+    # Biases of random weights are not zero.
+    assert measured.whole.zeros == zeros
+    assert measured.pruned.ratio == 4.0
+    assert measured.raw_bytes == 4 * total_size()
+    assert measured.compressed_bytes < measured.raw_bytes
+
+
+def test_text_lists_every_matrix_and_says_what_a_ratio_is_over(sparse_run):
+    status, out, err = tiny_runs.run_command(
+        "report", f"--init_checkpoint={sparse_run}"
+    )
+    assert status == 0, err
+    lines = out.splitlines()
+    assert lines[0] == str(sparse_run)
+    (query,) = [line for line in lines if " layer_0_query " in line]
+    assert "256 weights" in query
+    assert "64 kept" in query
+    assert "sparsity 0.750000" in query
+    assert "Over the 6 pruned matrices: 1,536 of 2,048" in out
+    assert "sparsity 0.7500000, ratio x4.00" in out
+    assert "Over all 12 encoder kernels: 1,536 of 4,096" in out
+    assert f"Over the whole model: 1,536 of {total_size():,}" in out
+    assert f"Stored: {4 * total_size():,} bytes raw" in out
+    assert "eval_accuracy = 0.875" in lines
+
+
+def test_json_holds_all_of_it(sparse_run):
+    status, out, err = tiny_runs.run_command(
+        *("report", f"--init_checkpoint={sparse_run}", "--format=json")
+    )
+    assert status == 0, err
+    (values,) = json.loads(out)
+    assert values["matrices"]["layer_0_output"] == {
+        **{"size": 512, "zeros": 384},
+        **{"sparsity": 0.75, "ratio": 4.0},
+    }
+    assert values["pruned_matrices"]["ratio"] == 4.0
+    assert values["encoder_kernels"]["sparsity"] == 0.375
+    assert values["whole_model"]["size"] == total_size()
+    assert values["results"]["eval_accuracy"] == 0.875
+    assert values["path"] == str(sparse_run)
+
+
+def test_markdown_compares_checkpoints(sparse_run, dense_checkpoint):
+    status, out, err = tiny_runs.run_command(
+        "report",
+        f"--init_checkpoint={sparse_run},{dense_checkpoint}",
+        "--format=markdown",
+    )
+    assert status == 0, err
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in out.splitlines()
+    ]
+    assert len(rows) == 4
+    assert len({len(row) for row in rows}) == 1
+    table = [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+    assert [row["checkpoint"] for row in table] == [
+        *(str(sparse_run), dense_checkpoint)
+    ]
+    assert [row["zeros in pruned matrices"] for row in table] == [
+        *("0.7500", "none")
+    ]
+    assert [row["zeros in encoder kernels"] for row in table] == [
+        *("0.3750", "0.0000")
+    ]
+    assert [row["eval_accuracy"] for row in table] == ["0.8750", ""]
+    assert "eval_time" not in rows[0]
+
+
+def test_all_zeros_are_still_json(tmp_path):
+    weights = {
+        name: np.zeros_like(array)
+        for name, array in tiny_bert.random_weights(CONFIG).items()
+    }
+    save_huggingface(
+        tmp_path, CONFIG, weights, tiny_runs.VOCABULARY, True, None
+    )
+    measured = report.measure(load_checkpoint(tmp_path))
+    values = json.loads(json.dumps(measured.to_dict(), allow_nan=False))
+    assert values["whole_model"]["ratio"] is None
+    assert "xinf" in report.as_text([measured])
+
+
+def test_an_unfinished_run_has_no_results_yet(sparse_run, tmp_path):
+    shutil.copytree(sparse_run, tmp_path / "run")
+    (tmp_path / "run" / "DONE").unlink()
+    status, out, _ = tiny_runs.run_command(
+        "report", f"--init_checkpoint={tmp_path}/run"
+    )
+    assert status == 0
+    assert "eval_accuracy" not in out
+
+
+def test_bad_input_is_named(tmp_path):
+    for flags, message in (
+        ([], "--init_checkpoint"),
+        ([f"--init_checkpoint={tmp_path}/none"], f"{tmp_path}/none"),
+        ([f"--init_checkpoint={tmp_path}"], f"{tmp_path}"),
+    ):
+        status, _, err = tiny_runs.run_command("report", *flags)
+        assert status == 2
+        assert message in err
+        assert "Traceback" not in err
