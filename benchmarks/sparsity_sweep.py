@@ -1,12 +1,12 @@
 """Pruning with and without a teacher, and one-shot, at several sparsities.
 
-Three methods of equal steps from the same pre-trained weights: prune while
-distilling, prune gradually without a teacher, and one-shot magnitude pruning
-followed by fine-tuning. Prints a Markdown table and draws the plot. A second
-call resumes.
+Three methods of equal steps, learning rate and batches, all from the weights
+of the same fine-tuned model: prune while distilling from it, prune gradually
+without a teacher, and one-shot magnitude pruning followed by fine-tuning.
+Prints a Markdown table and draws the plot. A second call resumes.
 
     python benchmarks/sparsity_sweep.py --task=STS-B --data_dir=glue \
-        --init_checkpoint=MINILM --epochs=4 \
+        --init_checkpoint=MINILM --epochs=3 \
         --output_dir=benchmark_runs/sweep --plot=benchmarks/sparsity.png
 """
 
@@ -33,7 +33,6 @@ def train(args, directory, *flags):
                 *(sys.executable, "-m", "bert_pruning", "train"),
                 f"--task_name={args.task}",
                 f"--data_dir={args.data_dir}",
-                f"--init_checkpoint={args.init_checkpoint}",
                 f"--output_dir={directory}",
                 f"--seed={args.seed}",
                 *flags,
@@ -45,7 +44,10 @@ def train(args, directory, *flags):
 
 
 def method_flags(method, sparsity, teacher):
-    flags = ["--pruning=magnitude", f"--sparsity={sparsity}"]
+    flags = [
+        f"--init_checkpoint={teacher}",
+        *("--pruning=magnitude", f"--sparsity={sparsity}"),
+    ]
     if method == "one-shot":
         return [*flags, f"--initial_sparsity={sparsity}"]
     flags.append("--pruning_end=0.7")
@@ -81,22 +83,31 @@ def main():
     parser.add_argument("--output_dir", required=True, type=pathlib.Path)
     parser.add_argument("--plot", type=pathlib.Path)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--teacher_epochs", type=float, default=3)
     parser.add_argument("--sparsities", default="0.5,0.8,0.9,0.95")
     args = parser.parse_args()
     root = args.output_dir / args.task
     metric = PRIMARY[args.task]
     teacher = root / "teacher"
-    dense = train(args, teacher, f"--num_train_epochs={args.teacher_epochs}")
+    dense = train(
+        args,
+        teacher,
+        f"--init_checkpoint={args.init_checkpoint}",
+        f"--num_train_epochs={args.teacher_epochs}",
+    )
     sparsities = [float(value) for value in args.sparsities.split(",")]
     table = {}
     for sparsity in sparsities:
         for method in METHODS:
             name = f"{method.split()[-1]}_{sparsity}"
-            flags = method_flags(method, sparsity, teacher)
             results = train(
-                args, root / name, f"--num_train_epochs={args.epochs}", *flags
+                args,
+                root / name,
+                f"--num_train_epochs={args.epochs}",
+                f"--learning_rate={args.learning_rate}",
+                *method_flags(method, sparsity, teacher),
             )
             table[method, sparsity] = results[metric]
     print(f"{args.task}, {metric}; dense teacher {dense[metric]:.4f}")

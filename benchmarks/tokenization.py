@@ -93,7 +93,11 @@ def make_contenders(vocabulary_file, do_lower_case, batch_size):
             map_batches(tf_text_fast.tokenize),
             get_rows,
         ),
-        "keras_hub BertTokenizer": (map_batches(hub.tokenize), get_rows),
+        "keras_hub BertTokenizer": (
+            # It takes a list sentence by sentence, and a tensor at once.
+            map_batches(lambda texts: hub.tokenize(tf.constant(texts))),
+            get_rows,
+        ),
     }
 
 
