@@ -22,6 +22,7 @@ setup(
         "keras-hub==0.32.*",
         "keras-nlp==0.32.*",
         "matplotlib",
+        "ml_dtypes",
         "numpy",
         "protobuf",
         "safetensors",

@@ -31,7 +31,7 @@ from reference_tokenizer import ReferenceTokenizer
 from reference_tokenizer import read_texts
 
 from bert_pruning.data.tokenization import BertTokenizer
-from bert_pruning.data.tokenization import load_vocabulary
+from bert_pruning.modeling.files import read_vocabulary
 
 NUM_CORES = len(os.sched_getaffinity(0))
 OURS = "bert_pruning"
@@ -40,7 +40,7 @@ PEER = "Hugging Face tokenizers"
 
 def make_contenders(vocabulary_file, do_lower_case, batch_size):
     """Dict of name to two functions: texts -> result, result -> ids."""
-    vocabulary = load_vocabulary(vocabulary_file)
+    vocabulary = read_vocabulary(vocabulary_file)
     ours = BertTokenizer(vocabulary, do_lower_case)
     peer = tokenizers.BertWordPieceTokenizer(
         str(vocabulary_file), lowercase=do_lower_case
@@ -114,7 +114,7 @@ def main():
     texts = read_texts(args.data_dir)
     vocabulary_file = args.init_checkpoint / "vocab.txt"
     official = ReferenceTokenizer(
-        load_vocabulary(vocabulary_file), not args.cased
+        read_vocabulary(vocabulary_file), not args.cased
     )
     expected = [official.tokenize(text) for text in texts]
     contenders = make_contenders(

@@ -96,6 +96,11 @@ def test_huggingface_defaults_are_those_of_transformers():
         ({"hidden_act": "swish"}, "swish"),
         ({"hidden_size": 130, "num_attention_heads": 4}, "130 and 4"),
         ({"type_vocab_size": 0}, "type_vocab_size"),
+        ({"hidden_size": "768"}, "hidden_size .* Received: '768'"),
+        ({"num_hidden_layers": None}, "num_hidden_layers .* None"),
+        ({"num_attention_heads": 0}, "num_attention_heads .* 0"),
+        ({"hidden_dropout_prob": "0.1"}, "hidden_dropout_prob .* '0.1'"),
+        ({"initializer_range": 0.0}, "initializer_range .* 0.0"),
     ],
 )
 @pytest.mark.parametrize("reader", ["from_official", "from_huggingface"])

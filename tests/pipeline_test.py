@@ -17,8 +17,8 @@ from bert_pruning.data.reading import Examples
 from bert_pruning.data.reading import read_examples
 from bert_pruning.data.tasks import TASKS
 from bert_pruning.data.tokenization import BertTokenizer
-from bert_pruning.data.tokenization import load_vocabulary
 from bert_pruning.errors import UserError
+from bert_pruning.modeling.files import read_vocabulary
 
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d")
 INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
@@ -385,7 +385,7 @@ class TestRealData:
         self, glue_dir, minilm_dir
     ):
         tokenizer = BertTokenizer(
-            load_vocabulary(f"{minilm_dir}/vocab.txt"), do_lower_case=True
+            read_vocabulary(f"{minilm_dir}/vocab.txt"), do_lower_case=True
         )
         examples = read_examples(TASKS["MRPC"], glue_dir, "dev")
         dataset = encode_examples(examples, tokenizer, 64)

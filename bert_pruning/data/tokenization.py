@@ -14,8 +14,6 @@ There is no list of words that are never split: a literal "[SEP]" in a text
 becomes "[", "sep", "]", as in the official code.
 """
 
-import os
-import pathlib
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -27,76 +25,6 @@ from bert_pruning.errors import UserError
 
 MAX_WORD_LENGTH = 200  # in code points; a longer word is one [UNK]
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-
-
-def load_vocabulary(path: str | os.PathLike) -> tuple[str, ...]:
-    r"""Reads a `vocab.txt`: one token per line, the line number is the id.
-
-    Lines end at "\n" only, since a token may itself be a Unicode line
-    separator. When two lines hold the same token, both keep their id and
-    `BertTokenizer` uses the later one.
-
-    Args:
-        path: path of the vocabulary file.
-
-    Returns:
-        A tuple of all lines, stripped.
-
-    Raises:
-        UserError: the file is missing, empty, or lacks a special token.
-    """
-    path = pathlib.Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8", "ignore")
-    except OSError as error:
-        raise UserError(
-            f"Cannot read the vocabulary file: {error.strerror}. A BERT "
-            f"checkpoint has a `vocab.txt` beside its weights. Received: {path}"
-        ) from error
-    vocabulary = tuple(line.strip() for line in text.split("\n"))
-    if vocabulary[-1] == "":  # what follows the last line's end
-        vocabulary = vocabulary[:-1]
-    if not vocabulary:
-        raise UserError(
-            "The vocabulary file is empty; expected one token per line. "
-            f"Received: {path}"
-        )
-    _check_special_tokens(vocabulary, f"{path} ({len(vocabulary)} lines)")
-    return vocabulary
-
-
-def check_casing(vocabulary: Sequence[str], do_lower_case: bool) -> str | None:
-    """Compares the letters of a vocabulary with the wish to lower-case.
-
-    Args:
-        vocabulary: sequence of tokens.
-        do_lower_case: bool, whether texts will be lower-cased.
-
-    Returns:
-        None when they fit; a sentence to warn with when the vocabulary has no
-        capital letters but texts keep theirs.
-
-    Raises:
-        UserError: texts would be lower-cased, but many tokens have capital
-            letters, which no text could then produce.
-    """
-    words = [t for t in vocabulary if not (t[:1] == "[" and t[-1:] == "]")]
-    num_capital = sum(word != word.lower() for word in words)
-    num_lower = sum(word != word.upper() for word in words)
-    if do_lower_case and num_capital > 0.01 * len(words):
-        raise UserError(
-            f"The vocabulary is cased: {num_capital} of its {len(words)} "
-            "tokens have capital letters and could never be produced from "
-            "lower-cased text. Pass --do_lower_case=false. "
-            f"Received: do_lower_case={do_lower_case}"
-        )
-    if not do_lower_case and num_lower and not num_capital:
-        return (
-            "The vocabulary has no capital letters, but do_lower_case is "
-            "false: every word with a capital letter becomes [UNK]. Pass "
-            "--do_lower_case=true unless the texts are lower-cased already."
-        )
-    return None
 
 
 class BertTokenizer(tf.Module):

@@ -101,7 +101,12 @@ class BertConfig:
 
     def __post_init__(self):
         for name in ("num_heads", "intermediate_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            sizes = getattr(self, name)
+            if not isinstance(sizes, (list, tuple)):
+                raise UserError(
+                    f"{name} needs one entry per layer. Received: {sizes!r}."
+                )
+            object.__setattr__(self, name, tuple(sizes))
         if len(self.num_heads) != len(self.intermediate_sizes):
             raise UserError(
                 "num_heads and intermediate_sizes need one entry per layer. "
@@ -122,11 +127,7 @@ class BertConfig:
             ]
         if self.embedding_rank is not None:
             sizes["embedding_rank"] = self.embedding_rank
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise UserError(
-                    f"{name} must be a positive integer. Received: {size!r}."
-                )
+        _check_sizes(sizes)
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(
                 f"hidden_act must be one of {', '.join(ACTIVATIONS)}. "
@@ -137,10 +138,16 @@ class BertConfig:
             "attention_probs_dropout_prob",
             "classifier_dropout",
         ):
-            if not 0.0 <= getattr(self, name) < 1.0:
+            rate = getattr(self, name)
+            if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise UserError(
-                    f"{name} must lie in [0, 1). "
-                    f"Received: {getattr(self, name)!r}."
+                    f"{name} must lie in [0, 1). Received: {rate!r}."
+                )
+        for name in ("initializer_range", "layer_norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not value > 0.0:
+                raise UserError(
+                    f"{name} must be positive. Received: {value!r}."
                 )
 
     @property
@@ -173,6 +180,13 @@ class BertConfig:
         **others,
     ):
         """Builds the config of a plain BERT, all layers alike."""
+        _check_sizes(
+            {
+                "hidden_size": hidden_size,
+                "num_hidden_layers": num_layers,
+                "num_attention_heads": num_heads,
+            }
+        )
         if hidden_size % num_heads:
             raise UserError(
                 "hidden_size must be a multiple of num_attention_heads. "
@@ -337,6 +351,14 @@ class BertConfig:
             bert_pruning={"config": self.to_dict()},
         )
         return values
+
+
+def _check_sizes(sizes):
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise UserError(
+                f"{name} must be a positive integer. Received: {size!r}."
+            )
 
 
 def _require(values, keys, file_name):
