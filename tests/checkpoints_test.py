@@ -28,6 +28,7 @@ from bert_pruning.modeling.checkpoints import load_checkpoint
 from bert_pruning.modeling.checkpoints import resolve_do_lower_case
 from bert_pruning.modeling.checkpoints import save_huggingface
 from bert_pruning.modeling.checkpoints import save_official
+from bert_pruning.modeling.files import is_lower_case
 from bert_pruning.modeling.mapping import stored_weights
 from bert_pruning.modeling.names import weight_table
 from bert_pruning.modeling.torch_pickle import read_torch_tensors
@@ -429,6 +430,10 @@ def test_vocabulary_of_a_tokenizer_json_is_read(tmp_path):
     assert checkpoint.do_lower_case is False
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     assert load_checkpoint(str(tmp_path)).do_lower_case is True
+    ids["word3"] = str(ids["word3"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="without a gap"):
+        load_checkpoint(str(tmp_path))
     del ids["word3"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="without a gap"):
@@ -864,41 +869,50 @@ def test_preset_without_keras_hub_says_what_to_install(monkeypatch):
 # === Casing ===
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("uncased_L-12_H-768_A-12", True),
-        ("uncased_L-2_H-128_A-2", True),
-        ("wwm_uncased_L-24_H-1024_A-16", True),
-        ("multilingual_L-12_H-768_A-12", True),
-        ("chinese_L-12_H-768_A-12", True),
-        ("cased_L-12_H-768_A-12", False),
-        ("wwm_cased_L-24_H-1024_A-16", False),
-        ("multi_cased_L-12_H-768_A-12", False),
-    ],
-)
-def test_official_name_tells_the_casing(tmp_path, name, expected):
-    config = tiny_bert.tiny_config(**OFFICIAL)
-    directory = tmp_path / name
-    save_official(
-        str(directory),
-        config,
-        tiny_bert.random_weights(config),
-        tiny_bert.vocabulary(cased=expected),
-    )
-    for path in (directory, f"{directory}/", directory / "bert_model.ckpt"):
-        assert load_checkpoint(str(path)).do_lower_case is expected
-
-
 @pytest.mark.parametrize("cased", [True, False])
-def test_vocabulary_tells_the_casing_where_nothing_else_does(tmp_path, cased):
+@pytest.mark.parametrize("name", ["cased_L-2", "my_uncased_vs", "showcased"])
+def test_vocabulary_tells_the_casing_whatever_its_folder_is_called(
+    tmp_path, name, cased
+):
     config = tiny_bert.tiny_config(**OFFICIAL)
     vocabulary = list(tiny_bert.vocabulary(cased=cased))
     vocabulary[6:8] = ["[unused1]", "<S>"]
-    directory = str(tmp_path / "model")
+    directory = str(tmp_path / name)
     weights = tiny_bert.random_weights(config)
     save_official(directory, config, weights, vocabulary)
-    assert load_checkpoint(directory).do_lower_case is not cased
+    checkpoint = load_checkpoint(directory)
+    assert checkpoint.do_lower_case is not cased
+    assert resolve_do_lower_case(checkpoint, not cased) is not cased
+
+
+@pytest.mark.parametrize("claim", [True, False, None])
+@pytest.mark.parametrize("cased", [True, False])
+def test_files_tell_the_casing_of_a_vocabulary_without_capitals_alone(
+    tmp_path, cased, claim
+):
+    config = tiny_bert.tiny_config()
+    arrays = huggingface_arrays(config, tiny_bert.random_weights(config))
+    write_huggingface(tmp_path, config, arrays)
+    write_vocabulary(tmp_path, tiny_bert.vocabulary(cased=cased))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"do_lower_case": claim})
+    )
+    checkpoint = load_checkpoint(str(tmp_path))
+    expected = not cased and claim is not False
+    assert checkpoint.do_lower_case is expected
+    for flag in (None, expected, not cased):
+        resolved = resolve_do_lower_case(checkpoint, flag)
+        assert resolved is (expected if flag is None else flag)
+    if cased:
+        with pytest.raises(UserError, match="a cased vocabulary"):
+            resolve_do_lower_case(checkpoint, True)
+
+
+def test_few_capitals_make_no_cased_vocabulary():
+    words = [f"word{i}" for i in range(99)]
+    assert is_lower_case(["[PAD]", *words, "A"])
+    assert not is_lower_case(["[PAD]", *words, "A", "B"])
+    assert is_lower_case(["[PAD]"])
 
 
 @pytest.mark.parametrize("lower_case", [True, False])
@@ -1002,6 +1016,72 @@ def test_truncated_official_index_is_named(tmp_path):
     path = tmp_path / "bert_model.ckpt.index"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"bert_model.ckpt.* is truncated"):
+        load_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"bert_pruning": None}, "bert_pruning .* Received: null"),
+        ({"bert_pruning": []}, "bert_pruning "),
+        ({"bert_pruning": {"config": None}}, r"bert_pruning\.config "),
+        ({"bert_pruning": {"config": {}}}, "lacks vocab_size, .*: none"),
+        ({"bert_pruning": {"task": "MRPC"}}, r"bert_pruning\.task .*MRPC"),
+        ({"id2label": {"0": "no", "one": "yes"}}, "id2label .*: 0, one"),
+        ({"id2label": ["no", "yes"]}, "id2label "),
+        ({"hidden_act": []}, r"hidden_act .*: \[\]"),
+    ],
+)
+def test_config_of_other_types_is_named(tmp_path, change, message):
+    config = tiny_bert.tiny_config()
+    arrays = huggingface_arrays(config, tiny_bert.random_weights(config))
+    write_huggingface(tmp_path, config, arrays)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=f"{path}: .*{message}"):
+        load_checkpoint(str(tmp_path))
+
+
+def test_official_config_of_other_types_is_named(tmp_path):
+    config = tiny_bert.tiny_config(**OFFICIAL)
+    weights = tiny_bert.random_weights(config)
+    save_official(str(tmp_path), config, weights, tiny_bert.vocabulary())
+    path = tmp_path / "bert_config.json"
+    path.write_text(json.dumps({**config.to_official(), "hidden_act": 5}))
+    with pytest.raises(UserError, match=f"{path}: hidden_act .*: 5"):
+        load_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model": None}, "model in PATH"),
+        ({"model": {"vocab": ["a"]}}, r"model\.vocab in PATH"),
+        ({"added_tokens": [{"id": 1}]}, "added_tokens in PATH .*content"),
+        ({"added_tokens": ["a"]}, "added_tokens in PATH"),
+        ({"normalizer": ["lower"]}, "normalizer in PATH"),
+    ],
+)
+def test_tokenizer_of_other_types_is_named(tmp_path, change, message):
+    config = tiny_bert.tiny_config()
+    arrays = huggingface_arrays(config, tiny_bert.random_weights(config))
+    write_huggingface(tmp_path, config, arrays)
+    (tmp_path / "vocab.txt").unlink()
+    ids = {token: i for i, token in enumerate(tiny_bert.vocabulary())}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"vocab": ids}, **change}))
+    with pytest.raises(UserError, match=message.replace("PATH", str(path))):
+        load_checkpoint(str(tmp_path))
+
+
+def test_index_without_its_shards_is_named(tmp_path):
+    config = tiny_bert.tiny_config()
+    arrays = huggingface_arrays(config, tiny_bert.random_weights(config))
+    write_huggingface(tmp_path, config, arrays)
+    (tmp_path / "model.safetensors").unlink()
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"weight_map": null}')
+    with pytest.raises(UserError, match=f"weight_map in {path}"):
         load_checkpoint(str(tmp_path))
 
 

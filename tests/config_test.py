@@ -94,6 +94,8 @@ def test_huggingface_defaults_are_those_of_transformers():
     "change, message",
     [
         ({"hidden_act": "swish"}, "swish"),
+        ({"hidden_act": 5}, "hidden_act .* 5"),
+        ({"hidden_act": []}, r"hidden_act .* \[\]"),
         ({"hidden_size": 130, "num_attention_heads": 4}, "130 and 4"),
         ({"type_vocab_size": 0}, "type_vocab_size"),
         ({"hidden_size": "768"}, "hidden_size .* Received: '768'"),
@@ -132,6 +134,13 @@ def test_unknown_field_is_refused():
     values = tiny_bert.tiny_config().to_dict()
     with pytest.raises(UserError, match="num_heds"):
         BertConfig.from_dict({**values, "num_heds": 3})
+
+
+def test_missing_field_is_refused():
+    values = tiny_bert.tiny_config().to_dict()
+    del values["head_size"]
+    with pytest.raises(UserError, match="BertConfig lacks head_size"):
+        BertConfig.from_dict(values)
 
 
 def test_layers_need_one_entry_each():

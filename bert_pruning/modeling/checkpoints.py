@@ -10,7 +10,6 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -27,14 +26,6 @@ from bert_pruning.modeling.files import replaced_files
 
 PRESET_PREFIX = "preset:"
 
-# The casing that a model's name tells, by the first pattern found in it. The
-# official multilingual and Chinese models of 2018 are uncased.
-_CASING_OF_NAMES = (
-    (re.compile(r"uncased", re.IGNORECASE), True),
-    (re.compile(r"cased", re.IGNORECASE), False),
-    (re.compile(r"^(multilingual|chinese)_L-", re.IGNORECASE), True),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -44,7 +35,9 @@ class Checkpoint:
         config: BertConfig. Its shape.
         weights: dict from canonical name to float32 array, heads included.
         vocabulary: tuple of str.
-        do_lower_case: bool. Whether the vocabulary is uncased.
+        do_lower_case: bool. Whether texts are lower-cased: never with a cased
+            vocabulary, always with an uncased one, unless a file of the
+            checkpoint says that its texts are not.
         task: dict or None. The task block of a run: "name", "labels", ...
         source: str. "official", "huggingface", "run" or "preset".
         path: str. What was passed to `load_checkpoint`.
@@ -114,13 +107,16 @@ def load_checkpoint(path: str):
             "configuration). Put the vocab.txt that belongs to the model "
             "beside it."
         )
-    if fields["do_lower_case"] is None:
-        fields["do_lower_case"] = _casing(path, vocabulary)
+    fields["do_lower_case"] = (
+        is_lower_case(vocabulary) and fields["do_lower_case"] is not False
+    )
     return Checkpoint(**{**fields, "path": path, "notes": tuple(notes)})
 
 
 def resolve_do_lower_case(checkpoint: Checkpoint, flag: bool | None):
     """Returns whether texts are lower-cased, checking what was asked for.
+
+    What agrees with the vocabulary or with the checkpoint's files is granted.
 
     Args:
         checkpoint: Checkpoint.
@@ -134,13 +130,16 @@ def resolve_do_lower_case(checkpoint: Checkpoint, flag: bool | None):
         UserError: if the flag contradicts the vocabulary: the tokens of most
             words would not be found.
     """
-    if flag is None or flag == checkpoint.do_lower_case:
+    if flag is None:
         return checkpoint.do_lower_case
-    casing = "an uncased" if checkpoint.do_lower_case else "a cased"
+    lower_case = is_lower_case(checkpoint.vocabulary)
+    if flag in (lower_case, checkpoint.do_lower_case):
+        return flag
+    casing = "an uncased" if lower_case else "a cased"
     raise UserError(
         f"{checkpoint.path} has {casing} vocabulary. Received: "
         f"--do_lower_case={str(flag).lower()}. Leave the flag out, or pass "
-        f"--do_lower_case={str(checkpoint.do_lower_case).lower()}."
+        f"--do_lower_case={str(lower_case).lower()}."
     )
 
 
@@ -200,7 +199,7 @@ def save_official(
 
     A classifier is stored as the official fine-tuning code does, in
     `output_weights` and `output_bias`. The format does not record the casing:
-    it is told from the directory's name or the vocabulary.
+    the vocabulary tells it.
 
     Args:
         directory: str. Created if missing; other files in it stay.
@@ -258,15 +257,6 @@ def _read_directory(path):
         "or a run) nor bert_config.json (official). It holds: "
         f"{', '.join(sorted(there)) or 'nothing'}."
     )
-
-
-def _casing(path, vocabulary):
-    directory = path if os.path.isdir(path) else os.path.dirname(path)
-    name = os.path.basename(os.path.abspath(directory))
-    for pattern, lower_case in _CASING_OF_NAMES:
-        if pattern.search(name):
-            return lower_case
-    return is_lower_case(vocabulary)
 
 
 def _check_vocabulary(config, vocabulary):

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from bert_pruning.errors import UserError
+from bert_pruning.modeling.files import check_object
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "tanh", "linear")
 
@@ -211,8 +212,19 @@ class BertConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping):
-        """Builds a config from `to_dict`; an unknown key is an error."""
-        known = {field.name for field in dataclasses.fields(cls)}
+        """Builds a config from `to_dict`; other keys are an error."""
+        fields = dataclasses.fields(cls)
+        missing = [
+            field.name
+            for field in fields
+            if field.default is dataclasses.MISSING and field.name not in values
+        ]
+        if missing:
+            raise UserError(
+                f"BertConfig lacks {', '.join(missing)}. Received fields: "
+                f"{', '.join(sorted(values)) or 'none'}."
+            )
+        known = {field.name for field in fields}
         unknown = sorted(set(values) - known)
         if unknown:
             raise UserError(
@@ -229,7 +241,8 @@ class BertConfig:
         ignored; defaults are those of the official code.
         """
         _require(values, ("vocab_size",), "bert_config.json")
-        activation = (values.get("hidden_act", "gelu") or "").lower()
+        activation = values.get("hidden_act", "gelu")
+        activation = "" if activation is None else str(activation).lower()
         if activation not in _OFFICIAL_ACTIVATIONS:
             raise UserError(
                 "hidden_act in bert_config.json must be gelu, relu, tanh or "
@@ -285,7 +298,9 @@ class BertConfig:
         it holds what Hugging Face's fields cannot say.
         """
         block = values.get("bert_pruning", {})
+        check_object(block, "bert_pruning", "config.json")
         if "config" in block:
+            check_object(block["config"], "bert_pruning.config", "config.json")
             return cls.from_dict(block["config"])
         model_type = values.get("model_type", "bert")
         if model_type != "bert":
@@ -310,7 +325,7 @@ class BertConfig:
             "config.json",
         )
         activation = values.get("hidden_act", "gelu")
-        if activation not in _HUGGINGFACE_ACTIVATIONS:
+        if str(activation) not in _HUGGINGFACE_ACTIVATIONS:
             raise UserError(
                 "hidden_act in config.json must be one of "
                 f"{', '.join(_HUGGINGFACE_ACTIVATIONS)}. "

@@ -57,11 +57,12 @@ def write_vocabulary(path: str, vocabulary: Sequence[str]):
 
 
 def is_lower_case(vocabulary: Sequence[str]):
-    """Returns whether no entry but special tokens has a capital letter."""
-    return all(
-        token == token.lower() or _SPECIAL_TOKEN.fullmatch(token)
-        for token in vocabulary
-    )
+    """Returns whether at most 1 % of the words have a capital letter.
+
+    Special tokens are no words. Some uncased vocabularies hold a few capitals.
+    """
+    words = [w for w in vocabulary if not _SPECIAL_TOKEN.fullmatch(w)]
+    return 100 * sum(w != w.lower() for w in words) <= len(words)
 
 
 def read_json(path: str):
@@ -83,6 +84,28 @@ def read_json(path: str):
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object, not {values!r:.40}.")
     return values
+
+
+def check_object(value, key: str, file_name: str):
+    """Raises an error unless the value of a key is a JSON object.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{key} in {file_name} must be a JSON object. Received: "
+            f"{json.dumps(value):.80}"
+        )
+
+
+@contextlib.contextmanager
+def complaints_about(path: str):
+    """Begins every `UserError` that is raised within by a file's path."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def write_json(path: str, values: Mapping):

@@ -18,6 +18,8 @@ import safetensors.numpy
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import mapping
 from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.files import check_object
+from bert_pruning.modeling.files import complaints_about
 from bert_pruning.modeling.files import read_json
 from bert_pruning.modeling.files import read_vocabulary
 from bert_pruning.modeling.files import require_files
@@ -69,8 +71,11 @@ def read_huggingface(directory: str):
         directory,
         [CONFIG_FILE, " or ".join(WEIGHT_FILES), "vocab.txt or tokenizer.json"],
     )
-    values = read_json(os.path.join(directory, CONFIG_FILE))
-    config = BertConfig.from_huggingface(values)
+    path = os.path.join(directory, CONFIG_FILE)
+    values = read_json(path)
+    with complaints_about(path):
+        config = BertConfig.from_huggingface(values)
+        task = _read_task(values)
     arrays = _read_arrays(directory)
     notes = _drop_foreign_heads(arrays, values.get("architectures") or ())
     rows = mapping.match_weights(
@@ -95,7 +100,7 @@ def read_huggingface(directory: str):
         },
         "vocabulary": vocabulary,
         "do_lower_case": block.get("do_lower_case", lower_case),
-        "task": block.get("task") or _named_labels(values),
+        "task": task,
         "source": "run" if block else "huggingface",
         "notes": notes,
     }
@@ -165,17 +170,23 @@ def _task_fields(num_outputs, task):
     }
 
 
-def _named_labels(values):
-    """Returns the classes that the file names itself, or None."""
-    labels = values.get("id2label") or {}
-    labels = [str(label) for _, label in sorted(labels.items(), key=_number)]
+def _read_task(values):
+    """Returns the task of a run, or else the classes that the file names."""
+    task = values.get("bert_pruning", {}).get("task")
+    if task:
+        check_object(task, "bert_pruning.task", CONFIG_FILE)
+        return task
+    names = values.get("id2label") or {}
+    check_object(names, "id2label", CONFIG_FILE)
+    if not all(key.isdecimal() for key in names):
+        raise UserError(
+            f"The keys of id2label in {CONFIG_FILE} must be the numbers of "
+            f"the outputs. Received: {', '.join(names)}"
+        )
+    labels = [str(names[key]) for key in sorted(names, key=int)]
     if not labels or any(label.startswith("LABEL_") for label in labels):
         return None
     return {"labels": labels}
-
-
-def _number(item):
-    return int(item[0])
 
 
 def _read_arrays(directory):
@@ -185,7 +196,9 @@ def _read_arrays(directory):
     shards = [file_name]
     if file_name.endswith(".index.json"):
         index = read_json(os.path.join(directory, file_name))
-        shards = sorted(set(index.get("weight_map", {}).values()))
+        files = index.get("weight_map")
+        check_object(files, "weight_map", os.path.join(directory, file_name))
+        shards = sorted({str(shard) for shard in files.values()})
         require_files(directory, shards)
     arrays = {}
     for shard in shards:
@@ -250,28 +263,42 @@ def _drop_foreign_heads(arrays, architectures):
 def _read_tokenizer(directory):
     """Returns the vocabulary, and the casing where the files say it."""
     lower_case = None
-    path = os.path.join(directory, "tokenizer.json")
-    if os.path.exists(os.path.join(directory, "vocab.txt")):
-        vocabulary = read_vocabulary(os.path.join(directory, "vocab.txt"))
+    path = os.path.join(directory, "vocab.txt")
+    if os.path.exists(path):
+        vocabulary = read_vocabulary(path)
     else:
-        values = read_json(path)
-        model = values.get("model", {})
-        if model.get("type", "WordPiece") != "WordPiece":
-            raise UserError(
-                f"{path} is a {model['type']} tokenizer; a BERT has a "
-                "WordPiece one."
-            )
-        ids = dict(model.get("vocab", {}))
-        for token in values.get("added_tokens", ()):
-            ids.setdefault(token["content"], token["id"])
-        vocabulary = tuple(sorted(ids, key=ids.get))
-        if sorted(ids.values()) != list(range(len(ids))):
-            raise UserError(
-                f"The token ids in {path} do not run from 0 without a gap. "
-                "Add the model's vocab.txt to the directory."
-            )
-        lower_case = (values.get("normalizer") or {}).get("lowercase")
+        path = os.path.join(directory, "tokenizer.json")
+        vocabulary, lower_case = _read_tokenizer_json(path)
     path = os.path.join(directory, "tokenizer_config.json")
     if os.path.exists(path):
         lower_case = read_json(path).get("do_lower_case", lower_case)
     return vocabulary, lower_case
+
+
+def _read_tokenizer_json(path):
+    values = read_json(path)
+    model = values.get("model")
+    check_object(model, "model", path)
+    if model.get("type", "WordPiece") != "WordPiece":
+        raise UserError(
+            f"{path} is a {model['type']} tokenizer; a BERT has a WordPiece "
+            "one."
+        )
+    check_object(model.get("vocab"), "model.vocab", path)
+    ids = dict(model["vocab"])
+    for token in values.get("added_tokens") or ():
+        check_object(token, "an entry of added_tokens", path)
+        if not {"content", "id"} <= token.keys():
+            raise UserError(
+                f"added_tokens in {path} must have a content and an id each. "
+                f"Received: {token}"
+            )
+        ids.setdefault(token["content"], token["id"])
+    if {*map(repr, ids.values())} != {*map(repr, range(len(ids)))}:
+        raise UserError(
+            f"The token ids in {path} do not run from 0 without a gap. Add "
+            "the model's vocab.txt to the directory."
+        )
+    normalizer = values.get("normalizer") or {}
+    check_object(normalizer, "normalizer", path)
+    return tuple(sorted(ids, key=ids.get)), normalizer.get("lowercase")

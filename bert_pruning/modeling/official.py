@@ -17,6 +17,7 @@ import tensorflow as tf
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import mapping
 from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.files import complaints_about
 from bert_pruning.modeling.files import read_json
 from bert_pruning.modeling.files import read_vocabulary
 from bert_pruning.modeling.files import require_files
@@ -77,9 +78,10 @@ def read_official(prefix):
         directory,
         [CONFIG_FILE, "vocab.txt", f"{os.path.basename(prefix)}.index"],
     )
-    config = BertConfig.from_official(
-        read_json(os.path.join(directory, CONFIG_FILE))
-    )
+    path = os.path.join(directory, CONFIG_FILE)
+    values = read_json(path)
+    with complaints_about(path):
+        config = BertConfig.from_official(values)
     with _truncation_explained(prefix):
         reader = tf.train.load_checkpoint(prefix)
         shapes = reader.get_variable_to_shape_map()
