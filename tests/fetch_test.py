@@ -216,7 +216,8 @@ def test_the_diagnostic_set_is_a_single_file(server, tmp_path):
     assert (tmp_path / "diagnostic" / "diagnostic.tsv").is_file()
 
 
-def test_mrpc_is_split_by_the_dev_ids(server, tmp_path):
+def write_mrpc(server):
+    """Puts a corpus of three pairs on a server; returns its lines."""
     rows = ["1\t10\t20\ta b\tc\u2028d", "0\t11\t21\te\tf", "1\t12\t22\tg\th"]
     header = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String"
     corpus = server.folder / "senteval/senteval_data"
@@ -227,6 +228,11 @@ def test_mrpc_is_split_by_the_dev_ids(server, tmp_path):
     ids = server.folder / "glue/data/mrpc_dev_ids.tsv"
     ids.parent.mkdir(parents=True)
     ids.write_text("11\t21\n")
+    return header, rows
+
+
+def test_mrpc_is_split_by_the_dev_ids(server, tmp_path):
+    header, rows = write_mrpc(server)
     folder = fetch_glue("MRPC", tmp_path, server.url)
 
     def lines(split):
@@ -239,6 +245,49 @@ def test_mrpc_is_split_by_the_dev_ids(server, tmp_path):
         "index\t#1 ID\t#2 ID\t#1 String\t#2 String",
         "0\t10\t20\ta b\tc\u2028d",
     ]
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_mrpc_is_whole_after_a_kill(server, tmp_path, monkeypatch, split):
+    write_mrpc(server)
+    whole = fetch_glue("MRPC", tmp_path / "whole", server.url)
+    write_bytes = Path.write_bytes
+
+    def be_killed(path, content):
+        if not path.name.startswith(split):
+            return write_bytes(path, content)
+        write_bytes(path, content[: len(content) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_glue("MRPC", tmp_path, server.url)
+    found = fetch_glue("MRPC", tmp_path, server.url)
+    assert contents(found) == contents(whole)
+    (found / f"{split}.tsv").unlink()
+    fetch_glue("MRPC", tmp_path, server.url)
+    assert contents(found) == contents(whole)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    server, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "MRPC"
+    with pytest.raises(UserError, match=f"Cannot write to {folder} .*output"):
+        fetch_glue("MRPC", tmp_path / "file", server.url)
+    write_zip(tmp_path / "x.zip", {"train.tsv": ""})
+    with pytest.raises(UserError, match=f"Cannot write to {folder} "):
+        unpack(tmp_path / "x.zip", folder / "x", ("train.tsv",))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match=f"Cannot write to {tmp_path}/MRPC "):
+        fetch_glue("MRPC", tmp_path, server.url)
+    assert not server.requests
 
 
 def test_mrpc_equals_the_files_of_the_official_script(glue_dir, tmp_path):

@@ -84,6 +84,11 @@ class TestTsv:
         with pytest.raises(UserError, match=r"table\.tsv:2: not UTF-8"):
             self.read(tmp_path, "a\tb\ncafé\t2\n".encode("latin-1"))
 
+    def test_file_that_cannot_be_read(self, tmp_path):
+        (tmp_path / "table.tsv").mkdir()
+        with pytest.raises(UserError, match=r"Cannot read .*table\.tsv: "):
+            read_table(str(tmp_path / "table.tsv"), ["a"])
+
     def test_empty_file(self, tmp_path):
         with pytest.raises(UserError, match="is empty"):
             self.read(tmp_path, "")
@@ -106,6 +111,11 @@ class TestCsv:
             "b": ['say "no"', "3", "5"],
         }
         assert table.lines == [2, 3, 6]
+
+    def test_fields_may_be_long(self, tmp_path):
+        text = "word " * 50_000
+        table = self.read(tmp_path, f"a,b\n{text},1\n")
+        assert table.columns["a"] == [text]
 
     def test_wrong_number_of_fields_names_the_first_line_of_the_row(
         self, tmp_path

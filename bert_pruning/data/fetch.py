@@ -8,7 +8,9 @@ place before it is whole. A file laid by hand where the download would go is
 used instead of it, so that everything works on a machine without a network.
 """
 
+import contextlib
 import http.client
+import os
 import tempfile
 import urllib.error
 import urllib.request
@@ -122,7 +124,8 @@ def split_mrpc(folder: Path) -> None:
         folder: path. Holds the three files and receives the others.
 
     Raises:
-        UserError: not every dev pair is in the training file.
+        UserError: not every dev pair is in the training file, or the folder
+            cannot be written to.
     """
     dev_ids = {
         tuple(line.split("\t"))
@@ -145,9 +148,13 @@ def split_mrpc(folder: Path) -> None:
     for index, row in enumerate(rows):
         _, rest = row.split("\t", 1)
         splits["test"].append(f"{index}\t{rest}")
-    for split, lines in splits.items():
-        text = "".join(line + "\n" for line in lines)
-        (folder / f"{split}.tsv").write_bytes(text.encode())
+    with _writing_to(folder):
+        for split in _MRPC_SPLITS:
+            text = "".join(line + "\n" for line in splits[split])
+            (folder / f"{split}.tsv.part").write_bytes(text.encode())
+        for split in _MRPC_SPLITS:
+            part = folder / f"{split}.tsv.part"
+            part.replace(folder / f"{split}.tsv")
 
 
 def download(url: str, path: Path) -> bool:
@@ -162,26 +169,27 @@ def download(url: str, path: Path) -> bool:
 
     Raises:
         UserError: the server cannot be reached, refuses, or sends less than
-            it announced.
+            it announced, or the folder cannot be written to.
     """
     if path.exists():
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    try:
-        size, expected = _download_part(url, part)
-    except (OSError, http.client.HTTPException) as error:
-        raise UserError(
-            f"Could not download {url} ({error}). Where the network is closed, "
-            f"download it on another machine, put it at {path} and run the "
-            f"command again."
-        ) from error
-    if expected is not None and size != expected:
-        raise UserError(
-            f"{url} broke off after {size:,} of {expected:,} bytes. Run the "
-            f"command again: it goes on from there. Received so far: {part}"
-        )
-    part.replace(path)
+    with _writing_to(path.parent):
+        try:
+            size, expected = _download_part(url, part)
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(
+                f"Could not download {url} ({error}). Where the network is "
+                f"closed, download it on another machine, put it at {path} "
+                f"and run the command again."
+            ) from error
+        if expected is not None and size != expected:
+            raise UserError(
+                f"{url} broke off after {size:,} of {expected:,} bytes. Run "
+                f"the command again: it goes on from there. Received so far: "
+                f"{part}"
+            )
+        part.replace(path)
     return True
 
 
@@ -198,10 +206,12 @@ def unpack(archive: Path, folder: Path, needed: tuple[str, ...]) -> None:
 
     Raises:
         UserError: the zip is broken, lacks a needed file, or would write
-            outside of the folder.
+            outside of the folder, or the folder cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with (
+        _writing_to(folder.parent),
+        tempfile.TemporaryDirectory(dir=folder.parent) as temporary,
+    ):
         content = Path(temporary) / "content"
         try:
             with zipfile.ZipFile(archive) as opened:
@@ -243,12 +253,27 @@ def _fetch_zip(url, folder, needed):
 
 
 def _fetch_mrpc(folder, base_url):
-    if all((folder / f"{split}.tsv").exists() for split in ("train", "dev")):
+    if all((folder / f"{split}.tsv").exists() for split in _MRPC_SPLITS):
         return folder
     for path, name in _MRPC_FILES.items():
         download(f"{base_url}/{path}", folder / name)
     split_mrpc(folder)
     return folder
+
+
+@contextlib.contextmanager
+def _writing_to(folder):
+    """Makes a folder, and names it if it or a file in it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("no permission")
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {folder} ({error.strerror or error}). Choose an "
+            "--output_dir on a disk with room that you may write to."
+        ) from error
 
 
 def _read_lines(path):
@@ -348,3 +373,5 @@ _MRPC_FILES = {
     "senteval/senteval_data/msr_paraphrase_test.txt": "msr_paraphrase_test.txt",
     "glue/data/mrpc_dev_ids.tsv": "dev_ids.tsv",
 }
+
+_MRPC_SPLITS = ("dev", "test", "train")

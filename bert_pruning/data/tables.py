@@ -17,6 +17,9 @@ from bert_pruning.errors import UserError
 
 _EXTENSIONS = (".tsv", ".csv")
 
+# Texts may be longer than csv's 128 KB; it holds for the whole process.
+csv.field_size_limit(2**31 - 1)
+
 
 @dataclasses.dataclass
 class Table:
@@ -64,8 +67,9 @@ def read_table(
         A `Table`.
 
     Raises:
-        UserError: the file is empty, is not UTF-8, has no rows, lacks a column
-            or has it twice, or a row has a wrong number of fields.
+        UserError: the file cannot be read, is empty, is not UTF-8, has no
+            rows, lacks a column or has it twice, or a row has a wrong number
+            of fields.
 
     Reference: https://www.rfc-editor.org/rfc/rfc4180
     """
@@ -147,15 +151,18 @@ def find_file(data_dir: str, folder: str, file: str) -> str:
 
 
 def _decoded_lines(path: str) -> Iterator[str]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
+    number = 0
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: not UTF-8 ({error.reason} at byte "
-                    f"{error.start}). Convert the file to UTF-8."
-                ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}:{number}: not UTF-8 ({error.reason} at byte "
+            f"{error.start}). Convert the file to UTF-8."
+        ) from error
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _tsv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
@@ -206,7 +213,10 @@ def _find_columns(
 
 
 def _contents(folder: str) -> str:
-    names = sorted(os.listdir(folder))
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        return f"Cannot read {folder}: {error.strerror}."
     listing = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return f"{folder} holds {listing}." if names else f"{folder} is empty."
 
