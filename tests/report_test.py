@@ -79,6 +79,27 @@ def test_text_lists_every_matrix_and_says_what_a_ratio_is_over(sparse_run):
     assert "eval_accuracy = 0.875" in lines
 
 
+def test_matrices_beyond_the_encoder_are_pruned_ones_too(tmp_path):
+    weights = tiny_bert.random_weights(CONFIG, 0, 2)
+    weights["pooler/kernel"][:8] = 0.0
+    save_huggingface(
+        tmp_path, CONFIG, weights, tiny_runs.VOCABULARY, True, TASK
+    )
+    measured = report.measure(load_checkpoint(tmp_path))
+    measured.matrices["layer_0_query"] = costs.Count(1000, 1)  # By rounding.
+    assert measured.pruned == costs.Count(256, 128)
+    assert measured.encoder.zeros == 1
+    text = report.as_text([measured])
+    assert "Over the 1 pruned matrices, pooler among them: 128 of 256" in text
+    assert "Over all 12 encoder kernels: 1 of " in text
+    assert "  pooler " in text
+    assert "classifier" not in text
+    values = measured.to_dict()
+    assert values["pruned_matrices"]["names"] == ["pooler"]
+    assert values["matrices"]["pooler"]["zeros"] == 128
+    assert values["encoder_kernels"]["zeros"] == 1
+
+
 def test_json_holds_all_of_it(sparse_run):
     status, out, err = tiny_runs.run_command(
         *("report", f"--init_checkpoint={sparse_run}", "--format=json")

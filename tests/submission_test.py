@@ -7,6 +7,7 @@ from absl import logging
 from bert_pruning.data.reading import read_examples
 from bert_pruning.data.tasks import TASKS
 from bert_pruning.data.tasks import custom_task
+from bert_pruning.delivery.submission import check_submission
 from bert_pruning.delivery.submission import write_submission
 from bert_pruning.errors import UserError
 
@@ -107,16 +108,19 @@ def test_real_test_files_have_the_expected_rows(
 
 
 @pytest.mark.parametrize(
-    "logits, ids",
-    [
-        (np.zeros((2, 2)), "012"),
-        (np.zeros((2, 2)), "00"),
-        (np.zeros((2, 3)), "01"),
-    ],
+    "logits, ids", [(np.zeros((2, 2)), "012"), (np.zeros((2, 3)), "01")]
 )
 def test_logits_that_do_not_fit_the_ids(tmp_path, logits, ids):
     with pytest.raises(ValueError, match="Expected 2 logits for each of"):
         write_submission(TASKS["RTE"], "test", logits, ids, tmp_path)
+
+
+def test_ids_that_repeat_are_named(tmp_path):
+    message = "RTE has the id '7' 2 times in column 'index'"
+    with pytest.raises(UserError, match=message):
+        check_submission(TASKS["RTE"], "test", "0717", tmp_path)
+    with pytest.raises(UserError, match=message):
+        write_submission(TASKS["RTE"], "test", [[0, 1]] * 3, "077", tmp_path)
 
 
 def test_predictions_that_are_not_finite(tmp_path):
@@ -128,8 +132,16 @@ def test_predictions_that_are_not_finite(tmp_path):
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "predictions"
-    with pytest.raises(UserError, match="Cannot write"):
+    with pytest.raises(UserError, match=f"Cannot write to {folder}"):
+        check_submission(TASKS["RTE"], "test", "0", folder)
+    with pytest.raises(UserError, match=f"Cannot write to {folder}"):
         write_submission(TASKS["RTE"], "test", [[0, 1]], "0", folder)
+
+
+def test_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match=f"Cannot write to {tmp_path}"):
+        check_submission(TASKS["RTE"], "test", "0", tmp_path)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

@@ -1,5 +1,9 @@
 """The table of a sweep says what was best, and what failed."""
 
+import dataclasses
+
+import pytest
+
 from bert_pruning.delivery.summary import Failure
 from bert_pruning.delivery.summary import TaskResults
 from bert_pruning.delivery.summary import summarize
@@ -66,7 +70,27 @@ def test_dense_and_sparse_stand_side_by_side():
     assert cells(text, "MRPC", "pruned, distilled")[2:] == [
         *("95.0", "35.00", "70.00", "0.5000", "0.5")
     ]
-    assert cells(text, "pruned")[1] == "70.00"
+    assert cells(text, "pruned, distilled")[1] == "70.00"
+    assert cells(text, "pruned, distilled, min")[1] == "0.5"
+
+
+@pytest.mark.parametrize(
+    "sparsity, distilled, treatment",
+    [
+        (0.5, True, "pruned, distilled"),
+        (0.5, False, "pruned"),
+        (0.0, True, "distilled"),
+        (0.0, False, "trained on"),
+    ],
+)
+def test_rows_say_what_was_done(sparsity, distilled, treatment):
+    results = dataclasses.replace(
+        task(pruned=[run(0.7, sparsity=sparsity)], **{"5e_5": [run(0.8)]}),
+        distilled=distilled,
+    )
+    text = summarize([results])
+    assert cells(text, "MRPC", treatment)[4] == "70.00"
+    assert cells(text, treatment)[1] == "70.00"
 
 
 def test_tasks_with_other_metrics_leave_columns_empty():

@@ -10,6 +10,9 @@ import os
 from bert_pruning.compression import costs
 from bert_pruning.modeling import bert
 
+# Weights become zero by rounding too, in half precision, but not so many.
+_PRUNED_SHARE = 0.001
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -18,6 +21,8 @@ class Report:
     Args:
         path: str. Where it was loaded from.
         matrices: dict from layer name to `costs.Count`, the encoder's kernels.
+        others: dict from layer name to `costs.Count`, all other kernels of two
+            dimensions: of the pooler and the heads.
         whole: costs.Count. Every weight, heads included.
         raw_bytes: int. All weights as float32.
         compressed_bytes: int. The same after gzip.
@@ -26,6 +31,7 @@ class Report:
 
     path: str
     matrices: dict[str, costs.Count]
+    others: dict[str, costs.Count]
     whole: costs.Count
     raw_bytes: int
     compressed_bytes: int
@@ -38,9 +44,22 @@ class Report:
 
     @property
     def pruned(self):
-        """Count of those encoder kernels that have zeros at all."""
-        touched = [count for count in self.matrices.values() if count.zeros]
-        return sum(touched, costs.Count(0, 0))
+        """Count of the pruned kernels together, the encoder's or not."""
+        return sum(self.pruned_matrices.values(), costs.Count(0, 0))
+
+    @property
+    def pruned_matrices(self):
+        """Those of `matrices` and `others` with more than stray zeros."""
+        return {
+            name: count
+            for name, count in {**self.matrices, **self.others}.items()
+            if count.sparsity > _PRUNED_SHARE
+        }
+
+    @property
+    def listed(self):
+        """The encoder's kernels, and the others that are pruned."""
+        return {**self.matrices, **self.pruned_matrices}
 
     def to_dict(self):
         """Returns plain values, for JSON."""
@@ -48,9 +67,12 @@ class Report:
             "path": self.path,
             "matrices": {
                 name: _count_values(count)
-                for name, count in self.matrices.items()
+                for name, count in self.listed.items()
             },
-            "pruned_matrices": _count_values(self.pruned),
+            "pruned_matrices": {
+                **_count_values(self.pruned),
+                "names": list(self.pruned_matrices),
+            },
             "encoder_kernels": _count_values(self.encoder),
             "whole_model": _count_values(self.whole),
             "raw_bytes": self.raw_bytes,
@@ -78,12 +100,20 @@ def measure(checkpoint, results=None):
     """
     arrays = checkpoint.weights.values()
     raw, compressed = costs.stored_bytes(arrays)
+    encoder = bert.encoder_kernels(checkpoint.config)
+    others = [
+        name
+        for name, array in checkpoint.weights.items()
+        if name.endswith("/kernel") and array.ndim == 2 and name not in encoder
+    ]
+    matrices, others = (
+        {n.split("/")[0]: costs.count(checkpoint.weights[n]) for n in names}
+        for names in (encoder, others)
+    )
     return Report(
         path=checkpoint.path,
-        matrices={
-            name.split("/")[0]: costs.count(checkpoint.weights[name])
-            for name in bert.encoder_kernels(checkpoint.config)
-        },
+        matrices=matrices,
+        others=others,
         whole=costs.total(arrays),
         raw_bytes=raw,
         compressed_bytes=compressed,
@@ -140,16 +170,19 @@ def as_markdown(reports):
 
 
 def _text(report):
-    width = max(map(len, report.matrices), default=0)
+    width = max(map(len, report.listed), default=0)
     lines = [report.path]
-    for name, count in report.matrices.items():
+    for name, count in report.listed.items():
         lines.append(
             f"  {name:{width}}  {count.size:>11,} weights  "
             f"{count.kept:>11,} kept  sparsity {count.sparsity:.6f}"
         )
-    touched = [count for count in report.matrices.values() if count.zeros]
+    pruned = f"the {len(report.pruned_matrices)} pruned matrices"
+    others = [name for name in report.others if name in report.pruned_matrices]
+    if others:
+        pruned += f", {', '.join(others)} among them"
     names = (
-        (f"the {len(touched)} pruned matrices", report.pruned),
+        (pruned, report.pruned),
         (f"all {len(report.matrices)} encoder kernels", report.encoder),
         ("the whole model", report.whole),
     )

@@ -8,6 +8,7 @@ it, or a score cut to the range of the labels with three decimals. Zip the
 files of all tasks, without a folder, to submit them.
 """
 
+import collections
 import os
 from collections.abc import Sequence
 
@@ -16,6 +17,36 @@ from absl import logging
 
 from bert_pruning.data.task import Task
 from bert_pruning.errors import UserError
+
+
+def check_submission(
+    task: Task, split: str, ids: Sequence[str], output_dir: str
+) -> None:
+    """Checks all that can be checked before the predictions are made.
+
+    Args:
+        task: `Task`.
+        split: str. A key of `task.splits`.
+        ids: sequence of str. `Examples.ids`.
+        output_dir: str. Folder, made if need be.
+
+    Raises:
+        UserError: an id repeats, or the folder cannot be written to.
+    """
+    counts = collections.Counter(ids)
+    if len(counts) < len(ids):
+        name, count = counts.most_common(1)[0]
+        raise UserError(
+            f"The {split} file of {task.title} has the id {name!r} {count} "
+            f"times in column {task.splits[split].index!r}. Give each row an "
+            "id of its own."
+        )
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {output_dir}: {error}") from error
+    if not os.access(output_dir, os.W_OK):
+        raise UserError(f"Cannot write to {output_dir}: no permission.")
 
 
 def write_submission(
@@ -39,15 +70,16 @@ def write_submission(
         str. The path of the file.
 
     Raises:
-        UserError: a logit is not finite, or the folder cannot be written.
-        ValueError: the numbers of logits and ids differ, or an id repeats.
+        UserError: a logit is not finite, an id repeats, or the folder cannot
+            be written to.
+        ValueError: the numbers of logits and ids differ.
     """
+    check_submission(task, split, ids, output_dir)
     logits = np.asarray(logits).astype(np.float64).reshape(len(logits), -1)
-    if logits.shape != (len(ids), task.num_outputs) or len(set(ids)) < len(ids):
+    if logits.shape != (len(ids), task.num_outputs):
         raise ValueError(
-            f"Expected {task.num_outputs} logits for each of {len(ids)} "
-            f"different ids. Received: {list(logits.shape)} logits, "
-            f"{len(set(ids))} different ids."
+            f"Expected {task.num_outputs} logits for each of {len(ids)} ids. "
+            f"Received: {list(logits.shape)} logits."
         )
     if not np.isfinite(logits).all():
         raise UserError(
@@ -68,7 +100,6 @@ def write_submission(
     rows = zip(ids, _format(task, logits), strict=True)
     text = "".join(f"{index}\t{prediction}\n" for index, prediction in rows)
     try:
-        os.makedirs(output_dir, exist_ok=True)
         with open(f"{path}.tmp", "w", encoding="utf-8", newline="\n") as file:
             file.write("index\tprediction\n" + text)
         os.replace(f"{path}.tmp", path)

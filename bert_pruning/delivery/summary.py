@@ -24,6 +24,7 @@ class TaskResults:
         finetuned: dict from learning rate, as given, to the results of its
             runs, one per seed. A run that failed is left out.
         pruned: sequence of results, one per seed.
+        distilled: bool. Whether `pruned` had a teacher.
     """
 
     name: str
@@ -31,6 +32,14 @@ class TaskResults:
     primary_metric: str
     finetuned: Mapping[str, Sequence[Results]]
     pruned: Sequence[Results] = ()
+    distilled: bool = True
+
+    @property
+    def treatment(self) -> str:
+        """What was done to the models in `pruned`."""
+        is_sparse = any(result["sparsity"] for result in self.pruned)
+        done = ["pruned"] * is_sparse + ["distilled"] * self.distilled
+        return ", ".join(done) or "trained on"
 
     @property
     def best_learning_rate(self) -> str | None:
@@ -113,7 +122,7 @@ def _side_by_side(tasks):
             continue
         models = [(f"fine-tuned, {rate}", task.finetuned[rate])]
         if task.pruned:
-            models.append(("pruned, distilled", task.pruned))
+            models.append((task.treatment, task.pruned))
         for model, results in models:
             cells = [
                 _percent(results, metric) if metric in task.metrics else ""
@@ -161,9 +170,11 @@ def _by_learning_rate(tasks):
     rows.append(["training min", *(_minutes(runs) for runs in every)])
     pruned = [_percent(task.pruned, task.primary_metric) for task in tasks]
     if any(pruned):
-        rows.append(["pruned", *pruned])
+        treated = dict.fromkeys(task.treatment for task in tasks if task.pruned)
+        treatment = " or ".join(treated)
+        rows.append([treatment, *pruned])
         minutes = [_minutes(task.pruned) for task in tasks]
-        rows.append(["pruning min", *minutes])
+        rows.append([f"{treatment}, min", *minutes])
     header = [
         "Learning rate",
         *(f"{task.name} {METRIC_NAMES[task.primary_metric]}" for task in tasks),
