@@ -56,6 +56,9 @@ class TestRows:
             assert TASKS[name].labels == ("entailment", "not_entailment")
         for name in ("CoLA", "SST-2", "MRPC", "QQP", "WNLI"):
             assert TASKS[name].labels == ("0", "1")
+        for task in TASKS.values():
+            turned = task.labels[::-1] if task.name in ("QNLI", "RTE") else ()
+            assert task.tf1_labels == turned
 
     @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
     def test_rows_are_consistent(self, task):
@@ -161,6 +164,21 @@ class TestCustom:
             make(["1", "0"], text_a="text")
         with pytest.raises(UserError, match="no column 'stars'"):
             make(["1", "0"], label="stars")
+
+    @pytest.mark.parametrize("column", ["text_a", "label"])
+    def test_a_column_without_a_name(self, make, column):
+        with pytest.raises(UserError, match=f"--{column}_column needs the nam"):
+            make(["1", "0"], **{column: ""})
+
+    def test_the_advice_is_a_flag(self, make):
+        with pytest.raises(UserError, match=r"\(--regression\)"):
+            make(map(str, range(20)))
+        with pytest.raises(UserError, match=r"\(--noregression\)"):
+            make(["1.5", "x"])
+
+    def test_it_is_called_after_its_folder(self, make, tmp_path):
+        assert make(["1", "0"]).title == tmp_path.name
+        assert TASKS["RTE"].title == "RTE"
 
     def test_files_by_path(self, tmp_path):
         train, dev = tmp_path / "a.csv", tmp_path / "b.tsv"

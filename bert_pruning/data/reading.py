@@ -140,7 +140,7 @@ def find_classes(table: Table, column: str) -> tuple[str, ...]:
         raise UserError(
             f"{table.path}: column {column!r} has {len(labels)} different "
             f"labels in {len(texts)} rows. Is it another column, or are the "
-            "labels scores (regression=True)?"
+            "labels scores (--regression)?"
         )
     if all(_WHOLE_NUMBER.fullmatch(label) for label in labels):
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
@@ -177,7 +177,7 @@ def has_scores(table: Table, column: str) -> bool:
         raise UserError(
             f"{table.path}:{table.lines[row]}: column {column!r} holds scores "
             f"such as {fraction}, but here {texts[row]!r}. Mend the row, or "
-            "say that the labels are classes (regression=False)."
+            "say that the labels are classes (--noregression)."
         )
     return True
 

@@ -54,6 +54,8 @@ class Task:
         primary_metric: str. The one that chooses the best checkpoint.
         label_names: tuple of str. Other spellings of `labels`, in the same
             order, as in TensorFlow Datasets and Hugging Face checkpoints.
+        tf1_labels: tuple of str. The order in which the TF1 code has `labels`,
+            if another: its checkpoints do not name them.
         score_range: tuple of two floats or None. Limits of a regression's
             labels and submitted predictions.
         skip_malformed: bool. The official training files are known to have
@@ -61,6 +63,7 @@ class Task:
         trained_as: str. The task whose models serve this one too, if another.
         tfds: tuple of str. Name in TensorFlow Datasets, then the features
             that hold the texts.
+        data_name: str. The folder that a person's own data came from.
 
     Example:
 
@@ -79,10 +82,17 @@ class Task:
     metrics: tuple[str, ...]
     primary_metric: str
     label_names: tuple[str, ...] = ()
+    tf1_labels: tuple[str, ...] = ()
     score_range: tuple[float, float] | None = None
     skip_malformed: bool = False
     trained_as: str = ""
     tfds: tuple[str, ...] = ()
+    data_name: str = ""
+
+    @property
+    def title(self) -> str:
+        """What a person calls it; every task of one's own is "custom"."""
+        return self.data_name or self.name
 
     @property
     def is_regression(self) -> bool:

@@ -5,12 +5,13 @@
 
 MNLI's labels stand in the order of the official BERT code (contradiction,
 entailment, neutral), QNLI's and RTE's in GLUE's (entailment, not_entailment;
-the official code turns them round). A model stores its labels: compare names,
-not numbers.
+the TF1 code turns them round: `tf1_labels`). A model stores its labels: compare
+names, not numbers.
 
 Left out: SNLI, XNLI, and the `-` labels of the original MNLI files.
 """
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -31,6 +32,7 @@ __all__ = (
     "Examples",
     "Split",
     "Task",
+    "custom_splits",
     "custom_task",
     "get_task",
     "read_examples",
@@ -96,9 +98,9 @@ def custom_task(
     Raises:
         UserError: a file or column is missing, or the labels make no sense.
     """
-    files = {"train": "train", "dev": "dev", "test": "test", **(files or {})}
+    splits = custom_splits(text_a, text_b, label, files)
     columns = [column for column in (text_a, text_b, label) if column]
-    table = read_table(find_file(data_dir, "", files["train"]), columns)
+    table = read_table(find_file(data_dir, "", splits["train"].file), columns)
     if regression is None:
         regression = has_scores(table, label)
     labels = () if regression else find_classes(table, label)
@@ -111,11 +113,33 @@ def custom_task(
     return Task(
         name="custom",
         folder="",
-        splits={k: Split(v, text_a, text_b, label) for k, v in files.items()},
+        splits=splits,
         labels=labels,
         metrics=metrics,
         primary_metric=metrics[0],
+        data_name=os.path.basename(os.path.abspath(data_dir)),
     )
+
+
+def custom_splits(
+    text_a: str,
+    text_b: str | None,
+    label: str,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, Split]:
+    """Describes the files of a person's own data; see `custom_task`.
+
+    Raises:
+        UserError: a column that is needed has no name.
+    """
+    for flag, column in (("text_a_column", text_a), ("label_column", label)):
+        if not column:
+            raise UserError(f"--{flag} needs the name of a column.")
+    files = {"train": "train", "dev": "dev", "test": "test", **(files or {})}
+    return {
+        name: Split(file, text_a, text_b or None, label)
+        for name, file in files.items()
+    }
 
 
 def _plain(name: str) -> str:
@@ -271,6 +295,7 @@ _ROWS = (
         folder="QNLI",
         splits=_glue_splits("QNLI", 5463, "question", "sentence"),
         labels=_ENTAILMENT_2,
+        tf1_labels=_ENTAILMENT_2[::-1],
         metrics=("eval_accuracy",),
         primary_metric="eval_accuracy",
         tfds=("qnli", "question", "sentence"),
@@ -280,6 +305,7 @@ _ROWS = (
         folder="RTE",
         splits=_glue_splits("RTE", 3000, "sentence1", "sentence2"),
         labels=_ENTAILMENT_2,
+        tf1_labels=_ENTAILMENT_2[::-1],
         metrics=("eval_accuracy",),
         primary_metric="eval_accuracy",
         tfds=("rte", "sentence1", "sentence2"),
