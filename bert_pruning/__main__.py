@@ -22,6 +22,12 @@ from absl import logging as absl_logging
 
 from bert_pruning.errors import UserError
 
+_HELP = {
+    f"{dashes}{name}"
+    for dashes in ("-", "--")
+    for name in ("h", "help", "helpshort", "helpfull")
+}
+
 COMMANDS = ("train", "evaluate", "predict", "report", "fetch", "run_all")
 
 
@@ -43,15 +49,24 @@ def main(argv=None):
     command = importlib.import_module(f"bert_pruning.commands.{name}")
     before = set(flags.FLAGS)
     command.define_flags()
-    if {"--help", "-h", "-help", "--helpfull"} & set(argv[2:]):
+    if _HELP & set(argv[2:]):
         print(command.__doc__)
         print(_describe(sorted(set(flags.FLAGS) - before)))
         return 0
     app.run(
         lambda rest: _run(command, rest[1:]),
         argv=[f"bert_pruning {name}", *argv[2:]],
+        flags_parser=_parse,
     )
     return 0
+
+
+def _parse(argv):
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"Error: {error}\nThe flags: {argv[0]} --help", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(command, surplus):
@@ -74,6 +89,32 @@ def _run(command, surplus):
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"Error: {_out_of_memory()}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_out_of_memory(error):
+    # Only a command that has imported TensorFlow can have raised it.
+    tf = sys.modules.get("tensorflow")
+    if tf is None or not isinstance(error, tf.errors.ResourceExhaustedError):
+        return False
+    return "No space left" not in str(error)
+
+
+def _out_of_memory():
+    advice = {
+        "train_batch_size": "lower",
+        "gradient_accumulation_steps": "raise",
+        "eval_batch_size": "lower",
+    }
+    return "The device is out of memory. One of these may help: " + ", ".join(
+        f"{verb} --{name}={flags.FLAGS[name].value}"
+        for name, verb in advice.items()
+        if name in flags.FLAGS
+    )
 
 
 def _describe(names):

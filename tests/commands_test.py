@@ -14,9 +14,14 @@ import tf_keras as keras
 import tiny_runs
 
 from bert_pruning.commands import assembly
+from bert_pruning.commands import flags as shared
+from bert_pruning.commands import inputs
 from bert_pruning.compression import costs
+from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.checkpoints import load_checkpoint
+from bert_pruning.training import distillation
+from bert_pruning.training import evaluation
 from bert_pruning.training import trainer
 from bert_pruning.training.run import read_results
 
@@ -174,6 +179,20 @@ def test_a_regression_on_ones_own_data_learns_from_the_teachers_scores(
         "--max_steps=2",
     )
     assert status == 0, err
+    assert "other data" not in err
+    # Another folder with the same columns is another task of one's own.
+    shutil.copytree(data, tmp_path / "other")
+    status, out, err = train(
+        place,
+        *(*custom, f"--data_dir={tmp_path}/other", "--distill=logits"),
+        f"--init_checkpoint={tmp_path}/teacher",
+        f"--teacher_checkpoint={tmp_path}/teacher",
+        *(f"--output_dir={tmp_path}/third", "--max_steps=1"),
+    )
+    assert status == 0, err
+    told = "teacher was trained on other data, data (review, mean)."
+    assert f"The teacher {tmp_path}/{told}\n" in err
+    assert f"{told} A new classifier is trained." in err
     # The run knows its task.
     status, out, err = tiny_runs.run_command(
         *("evaluate", f"--init_checkpoint={tmp_path}/student"),
@@ -255,6 +274,58 @@ def test_help_lists_flags_with_their_defaults():
     assert tiny_runs.run_command()[0] == 2
     status, out, _ = tiny_runs.run_command("train", "--help")
     assert "--train_batch_size [32]\n" in out.replace("'", "")
+    for option in ("--helpshort", "--helpfull", "-h"):
+        assert tiny_runs.run_command("train", option)[1] == out
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_device_out_of_memory_is_a_mistake_to_mend(
+    place, tmp_path, monkeypatch, command
+):
+    def exhausted(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+
+    monkeypatch.setattr(evaluation.Evaluator, "evaluate", exhausted)
+    flags = (f"--output_dir={tmp_path}/run", "--max_seq_length=16")
+    if command == "train":
+        status, _, err = train(place, *flags)
+    else:
+        status, _, err = tiny_runs.run_command(
+            *(command, f"--init_checkpoint={place}/run"),
+            *(f"--data_dir={place}/data", *flags),
+        )
+    assert status == 2
+    assert "out of memory" in err
+    assert "lower --eval_batch_size=64" in err
+    for name in ("lower --train_batch", "raise --gradient_accumulation_steps"):
+        assert (name in err) == (command == "train")
+
+
+def test_a_full_disk_is_not_taken_for_a_full_device(place, monkeypatch):
+    def full(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left")
+
+    monkeypatch.setattr(evaluation.Evaluator, "evaluate", full)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        tiny_runs.run_command(
+            *("evaluate", f"--init_checkpoint={place}/run"),
+            *(f"--data_dir={place}/data", "--max_seq_length=16"),
+        )
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_gpu_memory_grows_in_every_command(place, monkeypatch, command):
+    def asked():
+        raise UserError("asked for the GPUs")
+
+    monkeypatch.setattr(inputs, "find_gpus", asked)
+    _, _, err = tiny_runs.run_command(
+        *(command, f"--init_checkpoint={place}/none", "--data_dir=none"),
+        *(("--output_dir=none",) if command == "predict" else ()),
+    )
+    assert "asked for the GPUs" in err
+    _, _, err = train(place, f"--output_dir={place}/none")
+    assert "asked for the GPUs" in err
 
 
 # === Bad input ===
@@ -322,15 +393,19 @@ def test_a_task_without_training_data_is_refused(refused):
 
 
 def test_an_unknown_flag_is_named(place, tmp_path):
-    status, _, err = train(place, "--learning_rat=1")
-    assert status not in (0, None)
-    assert "learning_rat" in err
-    status, _, err = train(place, "--optimizer=sgd")
-    assert status not in (0, None)
-    assert "sgd" in err
-    status, _, err = train(place, f"--seed={2**31}")
-    assert status not in (0, None)
-    assert "seed" in err
+    for flag, named in (
+        ("--learning_rat=1", "learning_rat"),
+        ("--optimizer=sgd", "sgd"),
+        (f"--seed={2**31}", "seed"),
+        ("--pruning_frequency=-1", "pruning_frequency"),
+        ("--flagfile=none.cfg", "none.cfg"),
+    ):
+        status, out, err = train(place, flag)
+        assert status == 2
+        assert err.startswith("Error: ")
+        assert named in err
+        assert err.endswith("bert_pruning train --help\n")
+        assert not out
 
 
 def test_what_is_no_flag_is_named(refused):
@@ -442,7 +517,7 @@ def test_a_teacher_at_chance_is_warned_about(place, tmp_path, monkeypatch):
     [
         (["--sparsity=1.0"], "--sparsity"),
         (["--sparsity=-0.1"], "-0.1"),
-        (["--sparsity=nan"], "nan"),
+        (["--sparsity=nan"], "--sparsity must be finite"),
         ([], "--sparsity"),
         (["--sparsity=0.5", "--pruning=none"], "--pruning=magnitude"),
         (["--sparsity=0.5", "--initial_sparsity=0.6"], "0.6 and 0.5"),
@@ -455,6 +530,7 @@ def test_a_teacher_at_chance_is_warned_about(place, tmp_path, monkeypatch):
         (["--sparsity=0.5", "--sparsity_m_by_n=2:4"], "2:4"),
         (["--sparsity=0.9", "--sparsity_m_by_n=2x4"], "0.9"),
         (["--sparsity=0.5", "--block_size=4"], "--block_size"),
+        (["--sparsity=0.5", "--prune_targets=layer_9_*"], "'layer_9_*' fits"),
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused(refused, flags, message):
@@ -467,6 +543,18 @@ def test_a_schedule_that_makes_no_sense_is_refused(refused, flags, message):
         (["--distill=logits"], "--distill needs --teacher_checkpoint"),
         (["--teacher_checkpoint=x"], "--teacher_checkpoint needs --distill"),
         (["--hard_label_weight=0"], "nothing to learn"),
+        (["--temperature=2"], "--temperature needs logits"),
+        (["--layer_map=0,1"], "--layer_map needs hidden or attention"),
+        (["--hidden_weight=2"], "--hidden_weight needs hidden"),
+        (["--sparsity=0.5"], "--sparsity needs --pruning=magnitude"),
+        (["--pruning_end=0.5"], "--pruning_end needs --pruning=magnitude"),
+        (["--sparsity_m_by_n=2x4"], "--sparsity_m_by_n needs --pruning"),
+        (["--num_train_epochs=inf"], "--num_train_epochs must be finite"),
+        (["--num_train_epochs=nan"], "--num_train_epochs must be finite"),
+        (["--learning_rate=nan"], "--learning_rate must be finite"),
+        (["--label_column=stars"], "--label_column needs --task_name=custom"),
+        (["--regression"], "--regression needs --task_name=custom"),
+        (["--task_name=custom", "--label_column="], "--label_column needs the"),
         (["--gradient_accumulation_steps=5"], "5 and 4"),
         (["--max_seq_length=17"], "--max_seq_length=17"),
         (["--do_lower_case=false"], "--do_lower_case=false"),
@@ -490,8 +578,39 @@ def test_a_teachers_features_and_map_are_checked(refused, place):
     assert "'logit'" in refused(teacher, "--distill=logit")
     assert "-1" in refused(teacher, "--distill=logits", "--temperature=-1")
     for layer_map in ("0,x", "0,2", "0"):
-        error = refused(teacher, "--distill=hidden", f"--layer_map={layer_map}")
+        error = refused(
+            *(teacher, "--distill=logits,hidden", f"--layer_map={layer_map}")
+        )
         assert layer_map in error or f"Received: {len(layer_map)}" in error
+
+
+def test_the_features_are_those_that_have_a_loss():
+    assert set(shared.FEATURES) == set(distillation.LOSSES)
+
+
+def test_a_classifier_that_nothing_teaches_is_refused(refused, place):
+    teacher = f"--teacher_checkpoint={place}/teacher"
+    hidden = (teacher, "--distill=hidden,attention")
+    assert "neither the teacher nor the labels" in refused(*hidden)
+    logits = (teacher, "--distill=logits", "--logits_weight=0")
+    assert "neither the teacher nor the labels" in refused(*logits)
+    # Past this check, to the next mistake.
+    error = refused(*hidden, "--hard_label_weight=1", "--data_dir=none")
+    assert "'none'" in error
+
+
+def test_pruning_is_checked_before_the_data_are_read(refused):
+    none = ("--data_dir=none", "--pruning=magnitude", "--sparsity=0.5")
+    assert "'none'" in refused(*none)
+    assert "'none'" not in refused(*none, "--prune_targets=layer_9_*")
+    assert "'none'" not in refused(*none, "--block_size=0x1")
+
+
+def test_the_flags_of_a_run_can_be_given_back(refused, place):
+    flagfile = f"--flagfile={place}/run/flags.cfg"
+    assert "finished run" in refused(
+        *(flagfile, "--nooverwrite", f"--output_dir={place}/run")
+    )
 
 
 def test_a_finished_run_is_not_touched(refused, tmp_path):
@@ -554,7 +673,8 @@ def test_evaluate_refuses_a_finished_run_as_its_output(place):
         *(f"--data_dir={place}/data", f"--output_dir={place}/run"),
     )
     assert status == 2
-    assert f"{place}/run holds a finished run" in err
+    assert f"{place}/run holds a run of train" in err
+    assert "--overwrite" not in err
     assert contents(place / "run") == before
 
 

@@ -10,6 +10,7 @@ from tiny_bert import random_weights
 from tiny_bert import tiny_config
 from tiny_bert import vocabulary
 
+from bert_pruning.commands import assembly
 from bert_pruning.commands import preflight
 from bert_pruning.commands import run_all
 from bert_pruning.commands.stages import Stage
@@ -21,6 +22,7 @@ from bert_pruning.data.tasks import TASKS
 from bert_pruning.errors import UserError
 from bert_pruning.modeling.checkpoints import save_huggingface
 
+SHORT = ("--max_seq_length=8",)
 PRUNE = "--pruning=magnitude\n--sparsity=0.5\n--distill=logits\n"
 
 # Stands for `train`: better at lower learning rates, with seed 2 best, and
@@ -38,7 +40,8 @@ if flags.get("task_name") == "RTE" and "teacher_checkpoint" not in flags:
 run.mkdir(parents=True, exist_ok=True)
 value = 0.9 - 100 * float(flags.get("learning_rate", 0))
 value += 0.001 * (flags["seed"] == "2")
-results = {"loss": 1.0, "sparsity": 0.0, "train_time": 60.0, "eval_loss": 0.3}
+results = {"loss": 1.0, "train_time": 60.0, "eval_loss": 0.3}
+results["sparsity"] = 0.5 * ("teacher_checkpoint" in flags)
 for name in ("eval_f1", "eval_accuracy", "eval_spearman", "eval_pearson"):
     results[name] = value
 lines = [f"{k} = {v}\\n" for k, v in results.items()]
@@ -216,6 +219,40 @@ def test_a_pruned_model_of_another_teacher_does_not_pass_for_this_one(
     assert "another teacher" in failure.error
 
 
+def test_a_teacher_is_the_same_however_its_path_is_spelt(
+    tmp_path, fake_train, monkeypatch
+):
+    run(make_sweep(tmp_path, tasks=("MRPC",)))
+    monkeypatch.chdir(tmp_path)
+    relative = make_sweep(tmp_path, tasks=("MRPC",), output_dir=Path("out"))
+    assert not run(relative).failures
+
+
+def test_a_table_that_cannot_be_written_stops_nothing(
+    tmp_path, fake_train, capsys
+):
+    (tmp_path / "out/fine_tune_outputs/results.md").mkdir(parents=True)
+    runner = run(make_sweep(tmp_path, tasks=("MRPC",)))
+    assert not runner.failures
+    assert "results.md: Is a directory" in capsys.readouterr().err
+    assert (tmp_path / "out/prune_outputs/MRPC/DONE").exists()
+
+
+def test_data_are_tokenised_once_for_all_stages(tmp_path, run_all_flags):
+    for given, expected in (
+        ((), tmp_path / "out" / "cache"),
+        (("--cache_dir=mine",), "mine"),
+    ):
+        sweep = make_sweep(
+            tmp_path, tasks=("MRPC",), finetune_flags=given, prune_flags=given
+        )
+        write(tmp_path / "finetune.cfg", [])
+        write(tmp_path / "prune.cfg", PRUNE.split())
+        for stage in preflight._stages(sweep, "MRPC"):
+            preflight._set_flags(stage)
+            assert str(run_all_flags.cache_dir) == str(expected)
+
+
 def test_flagfiles_may_differ_by_task():
     sweep = make_sweep(Path("x"), prune_flagfile="configs/{task}.cfg")
     (stage,) = sweep.prune_stages("MRPC", "teacher")
@@ -259,6 +296,20 @@ def test_a_good_sweep_passes_the_checks(prepared, run_all_flags):
             {"prune_flags": ("--max_seq_length=8", "--nodo_lower_case")},
             "uncased vocabulary",
         ),
+        ({"prune_flags": (*SHORT, "--prune_targets=x")}, "'x' fits"),
+        (
+            {
+                "prune_flags": (
+                    *SHORT,
+                    "--distill=hidden,logits",
+                    "--layer_map=0,1",
+                )
+            },
+            "--layer_map needs 3 entries",
+        ),
+        ({"prune_flags": (*SHORT, "--block_size=0x1")}, "two positive sizes"),
+        ({"prune_flags": ("--pruning=none",)}, "--sparsity needs --pruning"),
+        ({"finetune_flags": ("--num_train_epochs=inf",)}, "must be finite"),
         ({"tasks": ("MRPC", "RTE")}, "RTE"),
         ({"init_checkpoint": "missing"}, "missing"),
         ({"data_dir": "missing"}, "missing"),
@@ -270,6 +321,54 @@ def test_what_is_wrong_is_found_before_the_first_training(
     folder = prepared.output_dir.parent
     with pytest.raises(UserError, match=message):
         preflight.check(make_sweep(folder, **changes))
+
+
+def test_a_schedule_is_checked_without_its_steps(prepared, run_all_flags):
+    folder = prepared.output_dir.parent
+    write(folder / "prune.cfg", PRUNE.split())
+    frequent = ("--max_seq_length=8", "--pruning_frequency=20000")
+    preflight.check(make_sweep(folder, prune_flags=frequent))
+    with pytest.raises(UserError, match="longer than the ramp of 99 steps"):
+        limited = (*frequent, "--max_steps=99")
+        preflight.check(make_sweep(folder, prune_flags=limited))
+
+
+def test_the_mistakes_of_all_tasks_are_told_at_once(prepared, run_all_flags):
+    folder = prepared.output_dir.parent
+    sweep = make_sweep(
+        folder, tasks=("RTE", "MRPC", "CoLA"), init_checkpoint="missing"
+    )
+    with pytest.raises(UserError) as error:
+        preflight.check(sweep)
+    first, *lines = str(error.value).splitlines()
+    assert first == "3 mistakes before the first run:"
+    assert lines[0].startswith("RTE: Missing file")
+    assert lines[1].startswith("CoLA: Missing file")
+    assert lines[2].startswith("--init_checkpoint: There is no checkpoint")
+
+
+def test_a_mistake_of_many_stages_is_told_once(prepared, run_all_flags):
+    folder = prepared.output_dir.parent
+    sweep = make_sweep(folder, finetune_flags=("--max_seq_length=99",))
+    with pytest.raises(UserError) as error:
+        preflight.check(sweep)
+    assert str(error.value).startswith("MRPC, fine-tuning at 5e-5: --max_seq")
+    assert str(error.value).count("--max_seq_length=99") == 1
+
+
+def test_tensorboard_names_a_task_by_its_folder(
+    prepared, run_all_flags, monkeypatch
+):
+    described = {}
+    monkeypatch.setattr(
+        "bert_pruning.delivery.experiment.write_experiment",
+        lambda directory, **values: described.update(values),
+    )
+    tasks = preflight.prepare(prepared)
+    assert described["tasks"] == ["MRPC", "mine"]
+    for task in tasks.values():
+        logged = assembly._hyperparameters(task)["task_name"]
+        assert logged in described["tasks"]
 
 
 def test_a_malformed_row_of_the_last_task_is_found_first(
@@ -313,8 +412,11 @@ def test_a_finished_run_of_other_flags_is_not_taken_for_this_one(
         changes = {"finetune_flags": ("--max_seq_length=8", given)}
         with pytest.raises(UserError, match="finished, but with other flags"):
             preflight.check(make_sweep(folder, **changes))
-    harmless = ("--max_seq_length=8", "--log_steps=5")
+    harmless = ("--max_seq_length=8", "--log_steps=5", "--cache_dir=other")
     preflight.check(make_sweep(folder, finetune_flags=harmless))
+    monkeypatch.chdir(folder)
+    relative = {"data_dir": "data", "init_checkpoint": "./tiny"}
+    preflight.check(make_sweep(folder, **relative))
     anew = ("--max_seq_length=9", "--overwrite")
     preflight.check(make_sweep(folder, finetune_flags=anew))
 
@@ -342,6 +444,26 @@ def test_flags_of_train_are_passed_on_to_the_stages_they_concern(
     assert set(sweep.prune_flags) == {
         *("--max_steps=9", "--overwrite", "--sparsity=0.7")
     }
+
+
+def no_tasks(sweep):
+    return {}
+
+
+def test_what_goes_on_after_a_stop_is_said(run_all_flags, monkeypatch, capsys):
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preflight, "prepare", no_tasks)
+    monkeypatch.setattr(run_all.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(run_all.Runner, "run", stopped)
+    for given, expected in (
+        ([], "The same command goes on from here"),
+        (["--overwrite"], "same command, without --overwrite, goes on"),
+    ):
+        read_sweep(run_all_flags, "--prune_flagfile=p.cfg", *given)
+        assert run_all.main() == 130
+        assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 Imports TensorFlow, so `train` imports it late, after the flags are read.
 """
 
+import dataclasses
+import fnmatch
 import math
 
 import tensorflow as tf
@@ -16,6 +18,7 @@ from bert_pruning.data import pipeline
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.modeling import checkpoints
+from bert_pruning.modeling import names
 from bert_pruning.training import distillation
 from bert_pruning.training import evaluation
 from bert_pruning.training import optimization
@@ -26,6 +29,9 @@ from bert_pruning.training.summaries import Summaries
 
 FLAGS = flags.FLAGS
 LOG = shared.LOG
+
+# Stands for the steps of a run before its data are read.
+_SYMBOLIC_STEPS = 10_000
 
 
 def train():
@@ -43,6 +49,7 @@ def train():
     task = _training_task()
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
+    check_pruning(checkpoint.config)
     teacher_checkpoint, matches = _load_teacher(checkpoint, task)
     dev_sets, batches = _read_data(task, tokenizer)
     plan = _plan(batches)
@@ -90,7 +97,7 @@ def train():
             ", resumed" if run.is_resumed else "",
         )
         with Summaries(
-            run.path("events"), shared.flags_as_text(), _hyperparameters()
+            run.path("events"), shared.flags_as_text(), _hyperparameters(task)
         ) as summaries:
             results = trainer.Trainer(
                 model,
@@ -104,6 +111,27 @@ def train():
             ).train()
     run.finish(results)
     return run
+
+
+def check_pruning(config):
+    """Checks the flags of pruning before the number of steps is known.
+
+    Raises:
+        UserError: if they contradict each other or the model.
+    """
+    _sparsity(FLAGS.max_steps)
+    layers = [
+        row.name.removesuffix("/kernel")
+        for row in names.weight_table(config, "huggingface")
+        if row.name.endswith("/kernel")
+        and row.group in (None, "pooler", "classifier")
+    ]
+    for pattern in FLAGS.prune_targets or ():
+        if not fnmatch.filter(layers, pattern):
+            raise UserError(
+                f"--prune_targets: {pattern!r} fits no Dense layer. Layers: "
+                f"{', '.join(layers)}."
+            )
 
 
 def _training_task():
@@ -130,10 +158,17 @@ def _read_data(task, tokenizer):
         train_set,
         FLAGS.train_batch_size,
         FLAGS.seed,
-        # XLA compiles each length anew.
-        pad_multiple=32 if FLAGS.jit_compile else 1,
+        pad_multiple=_pad_multiple(),
     )
     return dev_sets, batches
+
+
+def _pad_multiple():
+    if FLAGS.jit_compile:
+        return 32  # XLA compiles each length anew.
+    gpus = tf.config.list_physical_devices("GPU")
+    # What tensor cores want.
+    return 8 if gpus or FLAGS.mixed_precision != "float32" else 1
 
 
 def _build_student(checkpoint, task):
@@ -179,12 +214,17 @@ def _evaluation(student, task, dev_sets):
 def _initial_weights(checkpoint, task):
     """Returns the weights to start from, with a classifier if it fits.
 
-    A run's classifier is taken for its own task alone; a checkpoint that does
-    not name its task is taken at its outputs and labels.
+    A run's classifier is taken for its own task alone, of one's own data too;
+    a checkpoint that does not name its task is taken at its outputs and labels.
     """
-    name = (checkpoint.task or {}).get("name", task.model_task)
+    name = inputs.model_task(checkpoint) or task.model_task
     if name == task.model_task and "classifier/kernel" in checkpoint.weights:
         try:
+            other = inputs.other_data(checkpoint, task)
+            if other:
+                raise UserError(
+                    f"{checkpoint.path} was trained on other data, {other}."
+                )
             return inputs.classifier_weights(checkpoint, task)
         except UserError as error:
             LOG.info("%s A new classifier is trained.", error)
@@ -205,27 +245,40 @@ def _load_teacher(checkpoint, task):
             f"{FLAGS.init_checkpoint} have different vocabularies; they would "
             "read different texts."
         )
-    inputs.classifier_weights(teacher, task)
+    other = inputs.other_data(teacher, task)
+    if other:
+        LOG.warning(
+            "The teacher %s was trained on other data, %s.", teacher.path, other
+        )
+    # Its outputs stand in the task's order from here on.
+    teacher = dataclasses.replace(
+        teacher,
+        weights=inputs.classifier_weights(teacher, task),
+        task=task.to_dict(),
+    )
+    return teacher, build_matches(checkpoint.config, teacher.config)
+
+
+def build_matches(student, teacher):
+    """Returns what the flags match between two shapes.
+
+    Raises:
+        UserError: if the shapes or the flags do not fit each other.
+    """
     hidden_map = None
     if FLAGS.layer_map is not None:
-        if not all(entry.strip().isdigit() for entry in FLAGS.layer_map):
-            raise UserError(
-                "--layer_map needs numbers, such as 0,2,4. Received: "
-                f"{','.join(FLAGS.layer_map)}."
-            )
         hidden_map = tuple(int(entry) for entry in FLAGS.layer_map)
-    matches = distillation.build_matches(
+    return distillation.build_matches(
         FLAGS.distill,
-        checkpoint.config,
-        teacher.config,
+        student,
+        teacher,
         {
             feature: FLAGS[f"{feature}_weight"].value
-            for feature in ("logits", "hidden", "attention")
+            for feature in shared.FEATURES
         },
         FLAGS.temperature,
         hidden_map,
     )
-    return teacher, matches
 
 
 def _judge_teacher(teacher, task, dataset):
@@ -261,9 +314,12 @@ def _plan(batches):
     )
 
 
-def _sparsity(num_steps):
+def _sparsity(num_steps=None):
     if FLAGS.pruning == "none":
         return None
+    frequency = FLAGS.pruning_frequency
+    if num_steps is None:
+        num_steps, frequency = _SYMBOLIC_STEPS, 0
     options = {}
     if FLAGS.prune_targets is not None:
         options["targets"] = tuple(FLAGS.prune_targets)
@@ -274,7 +330,7 @@ def _sparsity(num_steps):
         initial=FLAGS.initial_sparsity,
         begin_step=math.floor(num_steps * FLAGS.pruning_begin),
         end_step=math.ceil(num_steps * FLAGS.pruning_end),
-        frequency=FLAGS.pruning_frequency,
+        frequency=frequency,
         block_size=shared.pair("block_size"),
         block_pooling_type=FLAGS.block_pooling_type,
         **options,
@@ -283,10 +339,7 @@ def _sparsity(num_steps):
 
 def _prepare_device():
     """Sets precision and GPU memory growth; returns the strategy."""
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if gpus:
+    if inputs.find_gpus():
         # Without it, sums on a GPU change from run to run.
         tf.config.experimental.enable_op_determinism()
     policy = "float32"
@@ -300,9 +353,8 @@ def _prepare_device():
     return tf.distribute.get_strategy()
 
 
-def _hyperparameters():
+def _hyperparameters(task):
     names = (
-        "task_name",
         "learning_rate",
         "train_batch_size",
         "num_train_epochs",
@@ -312,5 +364,6 @@ def _hyperparameters():
         "sparsity",
     )
     values = {name: FLAGS[name].value for name in names}
+    values["task_name"] = task.title
     values["distill"] = ",".join(FLAGS.distill)
     return {name: v for name, v in values.items() if v is not None}

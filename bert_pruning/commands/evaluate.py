@@ -5,6 +5,7 @@
 The task is the run's own; other checkpoints need --task_name.
 """
 
+import os
 import time
 
 from absl import flags
@@ -39,7 +40,14 @@ def main():
 
     run = None
     if FLAGS.output_dir:
+        for name in ("DONE", "checkpoint"):
+            if os.path.exists(os.path.join(FLAGS.output_dir, name)):
+                raise UserError(
+                    f"{FLAGS.output_dir} holds a run of train. Choose another "
+                    "--output_dir for the evaluation."
+                )
         run = runs.Run(FLAGS.output_dir, shared.flags_as_text())
+    inputs.find_gpus()
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     task = inputs.evaluation_task(checkpoint)
     model = inputs.restore_classifier(checkpoint, task)

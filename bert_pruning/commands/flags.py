@@ -14,6 +14,16 @@ from bert_pruning.errors import UserError
 FLAGS = flags.FLAGS
 LOG = logging.getLogger("bert_pruning")
 
+# What a student can match with its teacher.
+FEATURES = ("logits", "hidden", "attention")
+
+# The parts of a task that name a column, and their flags.
+COLUMNS = {
+    "text_a": "text_a_column",
+    "text_b": "text_b_column",
+    "label": "label_column",
+}
+
 
 def define_data_flags():
     """Defines what to read: the task, its files and how they are encoded."""
@@ -48,6 +58,11 @@ def define_data_flags():
         "text_b_column", None, "task_name=custom: column of the second text."
     )
     flags.DEFINE_string("label_column", "label", "task_name=custom: column.")
+    flags.DEFINE_bool(
+        "regression",
+        None,
+        "task_name=custom: whether the labels are scores; left out, they tell.",
+    )
 
 
 def require(*names):
@@ -78,16 +93,40 @@ def _is_ours(name):
 
 
 def find_task():
-    """Returns the task that the flags name."""
-    custom = {}
-    if FLAGS.task_name.lower() == "custom":
-        custom = {
-            "data_dir": FLAGS.data_dir,
-            "text_a": FLAGS.text_a_column,
-            "text_b": FLAGS.text_b_column,
-            "label": FLAGS.label_column,
-        }
-    return tasks.get_task(FLAGS.task_name, **custom)
+    """Returns the task that the flags name.
+
+    Raises:
+        UserError: there is none, or it is not the one of the other flags.
+    """
+    if not is_custom():
+        refuse_custom_flags()
+        return tasks.get_task(FLAGS.task_name)
+    return tasks.get_task(
+        FLAGS.task_name,
+        data_dir=FLAGS.data_dir,
+        regression=FLAGS.regression,
+        **{name: FLAGS[flag].value for name, flag in COLUMNS.items()},
+    )
+
+
+def refuse_custom_flags():
+    """Checks that no flag is given that only a task of one's own has."""
+    for name in (*COLUMNS.values(), "regression"):
+        if is_changed(name):
+            raise UserError(f"--{name} needs --task_name=custom.")
+
+
+def is_custom():
+    """Whether the flags say that the data are a person's own."""
+    return FLAGS.task_name is not None and FLAGS.task_name.lower() == "custom"
+
+
+def is_changed(name):
+    """Whether a flag says anything else than its default.
+
+    A run's `flags.cfg` gives every flag, so being given says nothing.
+    """
+    return FLAGS[name].value != FLAGS[name].default
 
 
 def check_length(config):

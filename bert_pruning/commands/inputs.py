@@ -3,6 +3,9 @@
 Imports TensorFlow, so the commands import it late, after the flags are read.
 """
 
+import dataclasses
+
+import tensorflow as tf
 from absl import flags
 
 from bert_pruning.commands import flags as shared
@@ -14,6 +17,14 @@ from bert_pruning.modeling import bert
 from bert_pruning.modeling import checkpoints
 
 FLAGS = flags.FLAGS
+
+
+def find_gpus():
+    """Returns the GPUs, told to take memory as they need it."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return gpus
 
 
 def load_checkpoint(path):
@@ -42,7 +53,7 @@ def read_encoded(task, split, tokenizer):
     skipped = f", {examples.skipped} rows skipped" if examples.skipped else ""
     shared.LOG.info(
         "%s %s: %d examples, %.1f tokens each%s",
-        task.name,
+        task.title,
         split,
         len(dataset),
         dataset.lengths.mean(),
@@ -69,16 +80,15 @@ def restore_classifier(checkpoint, task):
 def classifier_weights(checkpoint, task):
     """Returns a fine-tuned checkpoint's weights, outputs in the task's order.
 
-    Hugging Face checkpoints may number the same labels otherwise; they are
-    matched by name.
+    Other programs may number the same labels otherwise. They are matched by
+    name; of a checkpoint without names the order is assumed, and said.
     """
     if "classifier/kernel" not in checkpoint.weights:
         raise UserError(
             f"{checkpoint.path} has no classifier: it is pre-trained, not "
             f"fine-tuned. Fine-tune it on {task.name} first."
         )
-    stored = checkpoint.task or {}
-    name = stored.get("name")
+    name = model_task(checkpoint)
     if name and name != task.model_task:
         raise UserError(
             f"{checkpoint.path} was trained on {name}, not on "
@@ -90,7 +100,9 @@ def classifier_weights(checkpoint, task):
             f"{checkpoint.path} predicts {outputs} outputs, but {task.name} "
             f"needs {task.num_outputs}. It is the model of another task."
         )
-    labels = stored.get("labels") or ()
+    labels = (checkpoint.task or {}).get("labels")
+    if labels is None:
+        labels = _assumed_labels(checkpoint, task)
     # Hugging Face checkpoints often spell their labels in capitals.
     order = [
         task.label_id(label)
@@ -112,6 +124,52 @@ def classifier_weights(checkpoint, task):
     return weights
 
 
+def _assumed_labels(checkpoint, task):
+    labels = task.labels
+    if checkpoint.source == "official" and task.tf1_labels:
+        labels = task.tf1_labels
+    if labels:
+        shared.LOG.info(
+            "%s does not name its labels; assuming this order: %s",
+            checkpoint.path,
+            ", ".join(labels),
+        )
+    return labels
+
+
+def model_task(checkpoint):
+    """Returns the name of the task of a checkpoint's classifier, or None."""
+    stored = checkpoint.task or {}
+    return stored.get("trained_as") or stored.get("name")
+
+
+def other_data(checkpoint, task):
+    """Says on which data a run was trained, if on others of one's own.
+
+    All tasks of one's own have one name, and two of them may have equal
+    labels.
+
+    Returns:
+        str. Empty if the data are the same, or nothing is known of them.
+    """
+    stored = stored_task(checkpoint)
+    if stored is None or {stored.name, task.name} != {"custom"}:
+        return ""
+    theirs, ours = _data_of(stored), _data_of(task)
+    if not stored.data_name:  # Runs did not always keep it.
+        theirs, ours = theirs[1:], ours[1:]
+    return "" if theirs == ours else " ".join(theirs)
+
+
+def _data_of(task):
+    split = task.splits["train"]
+    columns = (split.text_a, split.text_b, split.label)
+    return (
+        task.data_name,
+        f"({', '.join(column for column in columns if column)})",
+    )
+
+
 def stored_task(checkpoint):
     """Returns the task a run was trained on, or None."""
     if checkpoint.task is None or "splits" not in checkpoint.task:
@@ -120,15 +178,50 @@ def stored_task(checkpoint):
 
 
 def evaluation_task(checkpoint):
-    """Returns the task of the flags, or of the checkpoint where not given."""
+    """Returns the task of the flags, or of the checkpoint where not given.
+
+    Of a run and `--task_name=custom`: the run's labels and metrics, so that
+    the training file is needed no more, with the columns of the flags.
+    """
     stored = stored_task(checkpoint)
+    if FLAGS.task_name is None and stored is None:
+        raise UserError(
+            f"{checkpoint.path} does not say its task. Add --task_name."
+        )
+    if stored is None:
+        return shared.find_task()
+    if shared.is_custom() or (
+        FLAGS.task_name is None and stored.name == "custom"
+    ):
+        return _on_own_data(stored)
     if FLAGS.task_name is None:
-        if stored is None:
-            raise UserError(
-                f"{checkpoint.path} does not say its task. Add --task_name."
-            )
-        return stored
-    if FLAGS.task_name.lower() == "custom" and stored is not None:
-        # Its classes are stored; the training file is needed no more.
+        shared.refuse_custom_flags()
         return stored
     return shared.find_task()
+
+
+def _on_own_data(task):
+    """A task on a person's own files, with the columns of the flags."""
+    if FLAGS.regression not in (None, task.is_regression):
+        predicted = "scores" if task.is_regression else "classes"
+        raise UserError(
+            f"The model predicts {predicted}. Received: "
+            f"--{'' if FLAGS.regression else 'no'}regression."
+        )
+    is_custom = task.name == "custom"
+    files = {name: split.file for name, split in task.splits.items()}
+    columns = {
+        part: getattr(task.splits["train"], part)
+        if is_custom and not FLAGS[flag].present
+        else FLAGS[flag].value
+        for part, flag in shared.COLUMNS.items()
+    }
+    return dataclasses.replace(
+        task,
+        name="custom",
+        trained_as=task.model_task,
+        folder="",
+        splits=tasks.custom_splits(**columns, files=files if is_custom else {}),
+        skip_malformed=False,
+        tfds=(),
+    )

@@ -32,6 +32,7 @@ def main():
     from bert_pruning.delivery.submission import write_submission
     from bert_pruning.training.evaluation import Evaluator
 
+    inputs.find_gpus()
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     task = inputs.evaluation_task(checkpoint)
     model = inputs.restore_classifier(checkpoint, task)

@@ -6,6 +6,7 @@ runs left are all looked at first.
     tasks = check(sweep)
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -26,6 +27,9 @@ FLAGS = flags.FLAGS
 # slots.
 _MODELS_WHILE_TRAINING = 5
 
+# Flags that mean the same however the path is spelt.
+_PATH_FLAGS = {"data_dir", "init_checkpoint", "teacher_checkpoint"}
+
 # Which run will be the teacher is not known yet.
 _TEACHER = "(the best run)"
 
@@ -43,31 +47,41 @@ def check(sweep: Sweep) -> dict[str, Task]:
         The tasks by the name that the sweep gives them.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: something is wrong; what is wrong with any task or run is
+            told together.
     """
-    # Cheap checks first, so that a wrong flag is answered at once.
     check_output(sweep.output_dir)
-    for name in sweep.tasks:
-        for stage in _stages(sweep, name):
+    stages = [stage for name in sweep.tasks for stage in _stages(sweep, name)]
+    # Cheap checks first, so that a wrong flag is answered at once.
+    problems = _Problems()
+    for stage in stages:
+        with problems.of(stage.title):
             _set_flags(stage)
-            train._check_flags()
+            train.check_flags()
             _check_earlier_run(stage)
+    problems.tell()
     tasks = {}
     for name in sweep.tasks:
-        _set_flags(_stages(sweep, name)[0])
-        tasks[name] = shared.find_task()
-        _check_data(tasks[name])
+        with problems.of(name):
+            _set_flags(_stages(sweep, name)[0])
+            tasks[name] = shared.find_task()
+            _check_data(tasks[name])
 
+    from bert_pruning.commands import assembly
     from bert_pruning.modeling.checkpoints import load_checkpoint
     from bert_pruning.modeling.checkpoints import resolve_do_lower_case
 
-    checkpoint = load_checkpoint(sweep.init_checkpoint)
-    for name in sweep.tasks:
-        for stage in _stages(sweep, name):
-            _set_flags(stage)
-            shared.check_length(checkpoint.config)
-            resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
-    stages = [stage for name in sweep.tasks for stage in _stages(sweep, name)]
+    with problems.of("--init_checkpoint"):
+        checkpoint = load_checkpoint(sweep.init_checkpoint)
+        for stage in stages:
+            with problems.of(stage.title):
+                _set_flags(stage)
+                shared.check_length(checkpoint.config)
+                resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
+                assembly.check_pruning(checkpoint.config)
+                # The teacher is fine-tuned from the same checkpoint.
+                assembly.build_matches(checkpoint.config, checkpoint.config)
+    problems.tell()
     waiting = sum(not stage.is_done for stage in stages)
     model_bytes = sum(array.nbytes for array in checkpoint.weights.values())
     if waiting:
@@ -85,7 +99,7 @@ def prepare(sweep: Sweep) -> dict[str, Task]:
     metrics = [metric for task in tasks.values() for metric in task.metrics]
     write_experiment(
         sweep.finetune_dir,
-        tasks=list(dict.fromkeys(task.name for task in tasks.values())),
+        tasks=list(dict.fromkeys(task.title for task in tasks.values())),
         learning_rates=[float(rate) for rate in sweep.learning_rates],
         seeds=sweep.seeds,
         metrics=list(dict.fromkeys(metrics)),
@@ -135,6 +149,30 @@ def train_flags() -> list[str]:
     ]
 
 
+class _Problems:
+    """Gathers what is wrong, to be told at once."""
+
+    def __init__(self):
+        self._titles = {}
+
+    @contextlib.contextmanager
+    def of(self, title):
+        """Notes the mistake that ends the block."""
+        try:
+            yield
+        except UserError as error:
+            # All stages of a task may suffer from the same.
+            self._titles.setdefault(str(error), title)
+
+    def tell(self):
+        """Raises one `UserError` with every mistake."""
+        lines = [f"{title}: {text}" for text, title in self._titles.items()]
+        if len(lines) > 1:
+            lines.insert(0, f"{len(lines)} mistakes before the first run:")
+        if lines:
+            raise UserError("\n".join(lines))
+
+
 def _stages(sweep, name):
     finetuning = sweep.finetune_stages(name).values()
     stages = [stage for stages in finetuning for stage in stages]
@@ -148,11 +186,11 @@ def _set_flags(stage):
     try:
         rest = FLAGS(["train", *command])[1:]
     except flags.Error as error:
-        raise UserError(f"{stage.title}: {error}") from error
+        raise UserError(str(error)) from error
     if rest:
         raise UserError(
-            f"{stage.title}: every line of a flagfile is a flag or, with a #, "
-            f"a comment. Received: {' '.join(rest)}"
+            "Every line of a flagfile is a flag or, with a #, a comment. "
+            f"Received: {' '.join(rest)}"
         )
 
 
@@ -190,7 +228,17 @@ def _settings(text):
             name = name.removeprefix("no")
         if name in known:
             settings[name] = line
+            if name in _PATH_FLAGS:
+                path = whole_path(line.partition("=")[2])
+                settings[name] = f"--{name}={path}"
     return settings
+
+
+def whole_path(path: str) -> str:
+    """Spells a path in the one way that can be compared."""
+    if path in ("tfds", _TEACHER) or path.startswith("preset:"):
+        return path
+    return os.path.abspath(path)
 
 
 def _check_data(task):

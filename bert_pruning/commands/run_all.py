@@ -7,9 +7,10 @@ r"""Trains every task at every learning rate, prunes from the best, reports.
         --prune_flagfile=configs/sparsebert/glue.cfg
 
 Runs go to fine_tune_outputs/TASK/lr_X and prune_outputs/TASK in --output_dir,
-the table to fine_tune_outputs/results.md. Each run is a process of its own: a
-failure does not stop the others, and the same command goes on where it was
-stopped. All flags of `train` are understood and passed on, those of
+the table to fine_tune_outputs/results.md, tokenised data to cache. What is
+missing or wrong is told before the first run. Each run is a process of its own:
+one that fails does not stop the others, and the same command goes on where it
+was stopped. All flags of `train` are understood and passed on, those of
 distillation and pruning to the pruning alone.
 
 A folder in --data_dir with a `task.cfg` is a task too. That file holds the
@@ -56,6 +57,7 @@ def define_flags():
     train.define_flags()
     FLAGS.set_default("output_dir", ".")
     FLAGS["output_dir"].help = "Holds fine_tune_outputs and prune_outputs."
+    FLAGS["cache_dir"].help += " Default: cache in --output_dir."
     flags.DEFINE_list(
         "tasks", [], "GLUE tasks, or folders with a task.cfg. Default: all."
     )
@@ -97,7 +99,11 @@ def main():
     try:
         runner.run()
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        without = ", without --overwrite," if FLAGS.overwrite else ""
+        print(
+            f"\nStopped. The same command{without} goes on from here.",
+            file=sys.stderr,
+        )
         return 130
     print(f"\n{runner.table()}")
     print(f"This table: {sweep.finetune_dir / 'results.md'}")
@@ -173,7 +179,10 @@ class Runner:
                 failure = Failure(stage.title, error, str(stage.log))
                 self.failures.append(failure)
         path = self._sweep.finetune_dir / "results.md"
-        path.write_text(self.table(), encoding="utf-8")
+        try:
+            path.write_text(self.table(), encoding="utf-8")
+        except OSError as error:
+            print(f"Cannot write {path}: {error.strerror}.", file=sys.stderr)
 
     def _best_run(self, name) -> Path | None:
         """The best of the runs at the learning rate that is best on average."""
@@ -208,8 +217,13 @@ class Runner:
     def _has_other_teacher(self, stage, teacher):
         if self._overwrite or not stage.is_done:
             return False
-        lines = (stage.directory / "flags.cfg").read_text().splitlines()
-        return f"--teacher_checkpoint={teacher}" not in lines
+        flag = "--teacher_checkpoint="
+        before = [
+            preflight.whole_path(line.removeprefix(flag))
+            for line in (stage.directory / "flags.cfg").read_text().splitlines()
+            if line.startswith(flag)
+        ]
+        return before != [preflight.whole_path(str(teacher))]
 
 
 def _read(stage):

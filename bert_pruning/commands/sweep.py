@@ -25,7 +25,8 @@ class Sweep:
     Args:
         data_dir: str. Holds one folder per task, or is "tfds".
         init_checkpoint: str. The pre-trained model.
-        output_dir: path. Receives `fine_tune_outputs` and `prune_outputs`.
+        output_dir: path. Receives `fine_tune_outputs`, `prune_outputs` and,
+            unless a flag names another, the `cache` of tokenised data.
         tasks: tuple of str. Names of GLUE tasks, or of folders in `data_dir`
             with a `task.cfg`.
         learning_rates: tuple of str. As they shall appear in paths.
@@ -111,7 +112,9 @@ class Sweep:
         if len(self.seeds) > 1:
             title = f"{title}, seed {seed}"
             directory = directory / f"seed_{seed}"
-        return Stage(title, directory, (*arguments, f"--seed={seed}"))
+        # First, so that a person's own one wins.
+        cache = f"--cache_dir={self.output_dir / 'cache'}"
+        return Stage(title, directory, (cache, *arguments, f"--seed={seed}"))
 
     def _task_flags(self, task):
         if task in TASKS:

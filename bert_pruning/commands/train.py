@@ -1,4 +1,4 @@
-r"""Fine-tunes a BERT; with a teacher distils, with a sparsity prunes.
+r"""Fine-tunes a BERT; with a teacher distils, with --pruning=magnitude prunes.
 
     python -m bert_pruning train --task_name=MRPC --data_dir=glue \
         --init_checkpoint=uncased_L-12_H-768_A-12 --output_dir=runs/mrpc
@@ -11,6 +11,7 @@ r"""Fine-tunes a BERT; with a teacher distils, with a sparsity prunes.
 A killed run is resumed by the same command.
 """
 
+import math
 import sys
 
 from absl import flags
@@ -71,7 +72,7 @@ def define_flags():
     flags.DEFINE_list(
         "distill",
         [],
-        "What to match with the teacher: logits, hidden, attention.",
+        f"What to match with the teacher: {', '.join(shared.FEATURES)}.",
     )
     real("temperature", 1.0, "Softens the logits of both models.")
     real(
@@ -81,7 +82,7 @@ def define_flags():
         "0 with one.",
         0.0,
     )
-    for feature in ("logits", "hidden", "attention"):
+    for feature in shared.FEATURES:
         real(f"{feature}_weight", 1.0, f"Weight of the {feature} loss.", 0.0)
     flags.DEFINE_list(
         "layer_map",
@@ -93,13 +94,17 @@ def define_flags():
         "pruning",
         "none",
         ["none", "magnitude"],
-        "Gradual magnitude pruning of the encoder's kernels.",
+        "magnitude: prunes the encoder's kernels gradually, to --sparsity.",
     )
-    real("sparsity", None, "Share of zeros in each kernel at the end.")
+    real(
+        "sparsity",
+        None,
+        "Share of zeros in each kernel at the end; needs --pruning=magnitude.",
+    )
     real("initial_sparsity", 0.0, "At the start; = --sparsity: one-shot.")
     real("pruning_begin", 0.0, "Where the ramp begins, as a share of steps.")
     real("pruning_end", 1.0, "Where the ramp ends, as a share of steps.")
-    number("pruning_frequency", 0, "Steps between updates; 0: ramp / 100.")
+    number("pruning_frequency", 0, "Steps between updates; 0: ramp / 100.", 0)
     flags.DEFINE_list(
         "prune_targets",
         None,
@@ -129,7 +134,7 @@ def define_flags():
 def main():
     """Trains by the flags; returns the exit status."""
     shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
-    _check_flags()
+    check_flags()
     # Imports TensorFlow, so a wrong flag is answered before.
     from bert_pruning.commands import assembly
 
@@ -143,27 +148,14 @@ def main():
     return 0
 
 
-def _check_flags():
+def check_flags():
     """Finds what contradicts itself before anything is loaded."""
-    if FLAGS.distill and not FLAGS.teacher_checkpoint:
-        raise UserError("--distill needs --teacher_checkpoint.")
-    if FLAGS.teacher_checkpoint and not FLAGS.distill:
-        raise UserError(
-            "--teacher_checkpoint needs --distill, such as "
-            "--distill=logits,hidden,attention."
-        )
-    if shared.label_weight() == 0 and not FLAGS.distill:
-        raise UserError(
-            "--hard_label_weight=0 without a teacher leaves nothing to learn."
-        )
-    if FLAGS.pruning == "none" and FLAGS.sparsity is not None:
-        raise UserError("--sparsity needs --pruning=magnitude.")
-    if FLAGS.pruning != "none":
-        if FLAGS.sparsity is None:
-            raise UserError(
-                f"--pruning={FLAGS.pruning} needs --sparsity, such as 0.8."
-            )
-        _check_ramp()
+    for name in FLAGS:
+        value = FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} must be finite. Received: {value}.")
+    _check_distillation()
+    _check_pruning()
     if FLAGS.max_steps is None and FLAGS.num_train_epochs <= 0:
         raise UserError(
             "--num_train_epochs must be positive. Received: "
@@ -178,18 +170,96 @@ def _check_flags():
         )
 
 
-def _check_ramp():
+def _check_distillation():
+    for feature in FLAGS.distill:
+        if feature not in shared.FEATURES:
+            raise UserError(
+                f"--distill takes {', '.join(shared.FEATURES)}. Received: "
+                f"{feature!r}."
+            )
+    if FLAGS.distill and not FLAGS.teacher_checkpoint:
+        raise UserError("--distill needs --teacher_checkpoint.")
+    if FLAGS.teacher_checkpoint and not FLAGS.distill:
+        raise UserError(
+            "--teacher_checkpoint needs --distill, such as "
+            "--distill=logits,hidden,attention."
+        )
+    for feature in shared.FEATURES:
+        _check_use(f"{feature}_weight", (feature,))
+    _check_use("temperature", ("logits",))
+    _check_use("layer_map", ("hidden", "attention"))
+    if FLAGS.temperature <= 0:
+        raise UserError(
+            f"--temperature must be positive. Received: {FLAGS.temperature}."
+        )
+    if not all(entry.strip().isdigit() for entry in FLAGS.layer_map or ()):
+        raise UserError(
+            "--layer_map needs numbers, such as 0,2,4. Received: "
+            f"{','.join(FLAGS.layer_map)}."
+        )
+    taught = "logits" in FLAGS.distill and FLAGS.logits_weight > 0
+    if shared.label_weight() > 0 or taught:
+        return
+    if not FLAGS.distill:
+        raise UserError(
+            "--hard_label_weight=0 without a teacher leaves nothing to learn."
+        )
+    raise UserError(
+        "The classifier would learn from neither the teacher nor the labels. "
+        "Add logits to --distill, or give --hard_label_weight=1. Received: "
+        f"--distill={','.join(FLAGS.distill)} "
+        f"--logits_weight={FLAGS.logits_weight:g}."
+    )
+
+
+def _check_use(name, features):
+    """A flag of distillation that nothing reads is a mistake."""
+    if shared.is_changed(name) and not set(features) & set(FLAGS.distill):
+        raise UserError(
+            f"--{name} needs {' or '.join(features)} in --distill. Received: "
+            f"--distill={','.join(FLAGS.distill)}."
+        )
+
+
+def _check_pruning():
+    if FLAGS.pruning == "none":
+        for name in PRUNING_FLAGS:
+            if shared.is_changed(name):
+                raise UserError(f"--{name} needs --pruning=magnitude.")
+        return
+    if FLAGS.sparsity is None:
+        raise UserError(
+            f"--pruning={FLAGS.pruning} needs --sparsity, such as 0.8."
+        )
     if not 0.0 <= FLAGS.sparsity < 1.0:
         raise UserError(
             "--sparsity is a share of zeros and must lie in [0, 1). "
             f"Received: {FLAGS.sparsity}."
         )
-    for name in ("pruning_begin", "pruning_end"):
-        if not 0.0 <= FLAGS[name].value <= 1.0:
-            raise UserError(
-                f"--{name} is a share of the training and must lie in "
-                f"[0, 1]. Received: {FLAGS[name].value}."
-            )
+    if not 0.0 <= FLAGS.initial_sparsity <= FLAGS.sparsity:
+        raise UserError(
+            "--initial_sparsity must lie between 0 and --sparsity. Received: "
+            f"{FLAGS.initial_sparsity} and {FLAGS.sparsity}."
+        )
+    if not 0.0 <= FLAGS.pruning_begin <= FLAGS.pruning_end <= 1.0:
+        raise UserError(
+            "--pruning_begin and --pruning_end are shares of the training, "
+            "from 0 to 1, and the ramp must end after it begins. Received: "
+            f"{FLAGS.pruning_begin} and {FLAGS.pruning_end}."
+        )
     shared.pair("block_size")
     if FLAGS.sparsity_m_by_n:
         shared.pair("sparsity_m_by_n")
+
+
+PRUNING_FLAGS = (
+    "sparsity",
+    "initial_sparsity",
+    "pruning_begin",
+    "pruning_end",
+    "pruning_frequency",
+    "prune_targets",
+    "sparsity_m_by_n",
+    "block_size",
+    "block_pooling_type",
+)
