@@ -666,16 +666,21 @@ def test_what_cannot_be_scored_is_refused(place, tmp_path, command):
         assert not output_dir.exists() or not any(output_dir.iterdir())
 
 
-def test_evaluate_refuses_a_finished_run_as_its_output(place):
-    before = contents(place / "run")
-    status, _, err = tiny_runs.run_command(
-        *("evaluate", f"--init_checkpoint={place}/run"),
-        *(f"--data_dir={place}/data", f"--output_dir={place}/run"),
-    )
-    assert status == 2
-    assert f"{place}/run holds a run of train" in err
-    assert "--overwrite" not in err
-    assert contents(place / "run") == before
+def test_evaluate_refuses_a_run_as_its_output(place, tmp_path):
+    begun = tmp_path / "begun"
+    shutil.copytree(place / "run", begun)
+    (begun / "DONE").unlink()
+    (begun / "checkpoint").mkdir()
+    for run in (place / "run", begun):
+        before = contents(run)
+        status, _, err = tiny_runs.run_command(
+            *("evaluate", f"--init_checkpoint={place}/run"),
+            *(f"--data_dir={place}/data", f"--output_dir={run}"),
+        )
+        assert status == 2
+        assert f"{run} holds a run of train" in err
+        assert "--overwrite" not in err
+        assert contents(run) == before
 
 
 def test_assembly_checks_before_it_clears(place):

@@ -9,6 +9,7 @@ import tiny_runs
 from defined_flags import defined_flags
 
 from bert_pruning.commands import assembly
+from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.data.tasks import TASKS
 from bert_pruning.data.tasks import custom_task
@@ -130,6 +131,19 @@ class TestOwnData:
                 return inputs.evaluation_task(checkpoint)
 
         return evaluation_task
+
+    def test_the_flags_say_what_the_labels_are(self, tmp_path):
+        rows = [["fine", 4], ["poor", 2]]
+        tiny_runs.write_table(tmp_path / "train.tsv", ["text_a", "label"], rows)
+        for given, labels in (
+            ([], ("2", "4")),
+            (["--noregression"], ("2", "4")),
+            (["--regression"], ()),
+        ):
+            with defined_flags("train") as flags:
+                data = f"--data_dir={tmp_path}"
+                flags(["train", "--task_name=custom", data, *given])
+                assert shared.find_task().labels == labels
 
     def test_a_classifier_is_kept_for_the_same_data(self, make, tmp_path):
         checkpoint = run_of(tmp_path / "run", make("mine"))

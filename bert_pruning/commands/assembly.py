@@ -4,8 +4,6 @@ Imports TensorFlow, so `train` imports it late, after the flags are read.
 """
 
 import dataclasses
-import fnmatch
-import math
 
 import tensorflow as tf
 import tf_keras as keras
@@ -13,13 +11,12 @@ from absl import flags
 
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
+from bert_pruning.commands import methods
 from bert_pruning.compression import sparsity
 from bert_pruning.data import pipeline
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.modeling import checkpoints
-from bert_pruning.modeling import names
-from bert_pruning.training import distillation
 from bert_pruning.training import evaluation
 from bert_pruning.training import optimization
 from bert_pruning.training import step
@@ -29,9 +26,6 @@ from bert_pruning.training.summaries import Summaries
 
 FLAGS = flags.FLAGS
 LOG = shared.LOG
-
-# Stands for the steps of a run before its data are read.
-_SYMBOLIC_STEPS = 10_000
 
 
 def train():
@@ -49,11 +43,11 @@ def train():
     task = _training_task()
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
-    check_pruning(checkpoint.config)
+    methods.check_pruning(checkpoint.config)
     teacher_checkpoint, matches = _load_teacher(checkpoint, task)
     dev_sets, batches = _read_data(task, tokenizer)
     plan = _plan(batches)
-    pruning = _sparsity(plan.num_steps)
+    pruning = methods.build_sparsity(plan.num_steps)
     # Whatever could be wrong has been looked at; now replace what was there.
     run.begin()
     LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
@@ -111,27 +105,6 @@ def train():
             ).train()
     run.finish(results)
     return run
-
-
-def check_pruning(config):
-    """Checks the flags of pruning before the number of steps is known.
-
-    Raises:
-        UserError: if they contradict each other or the model.
-    """
-    _sparsity(FLAGS.max_steps)
-    layers = [
-        row.name.removesuffix("/kernel")
-        for row in names.weight_table(config, "huggingface")
-        if row.name.endswith("/kernel")
-        and row.group in (None, "pooler", "classifier")
-    ]
-    for pattern in FLAGS.prune_targets or ():
-        if not fnmatch.filter(layers, pattern):
-            raise UserError(
-                f"--prune_targets: {pattern!r} fits no Dense layer. Layers: "
-                f"{', '.join(layers)}."
-            )
 
 
 def _training_task():
@@ -256,29 +229,8 @@ def _load_teacher(checkpoint, task):
         weights=inputs.classifier_weights(teacher, task),
         task=task.to_dict(),
     )
-    return teacher, build_matches(checkpoint.config, teacher.config)
-
-
-def build_matches(student, teacher):
-    """Returns what the flags match between two shapes.
-
-    Raises:
-        UserError: if the shapes or the flags do not fit each other.
-    """
-    hidden_map = None
-    if FLAGS.layer_map is not None:
-        hidden_map = tuple(int(entry) for entry in FLAGS.layer_map)
-    return distillation.build_matches(
-        FLAGS.distill,
-        student,
-        teacher,
-        {
-            feature: FLAGS[f"{feature}_weight"].value
-            for feature in shared.FEATURES
-        },
-        FLAGS.temperature,
-        hidden_map,
-    )
+    matches = methods.build_matches(checkpoint.config, teacher.config)
+    return teacher, matches
 
 
 def _judge_teacher(teacher, task, dataset):
@@ -311,29 +263,6 @@ def _plan(batches):
         save_steps=FLAGS.save_steps,
         log_steps=FLAGS.log_steps,
         accumulation=FLAGS.gradient_accumulation_steps,
-    )
-
-
-def _sparsity(num_steps=None):
-    if FLAGS.pruning == "none":
-        return None
-    frequency = FLAGS.pruning_frequency
-    if num_steps is None:
-        num_steps, frequency = _SYMBOLIC_STEPS, 0
-    options = {}
-    if FLAGS.prune_targets is not None:
-        options["targets"] = tuple(FLAGS.prune_targets)
-    if FLAGS.sparsity_m_by_n:
-        options["m_by_n"] = shared.pair("sparsity_m_by_n")
-    return sparsity.Sparsity(
-        final=FLAGS.sparsity,
-        initial=FLAGS.initial_sparsity,
-        begin_step=math.floor(num_steps * FLAGS.pruning_begin),
-        end_step=math.ceil(num_steps * FLAGS.pruning_end),
-        frequency=frequency,
-        block_size=shared.pair("block_size"),
-        block_pooling_type=FLAGS.block_pooling_type,
-        **options,
     )
 
 

@@ -40,12 +40,13 @@ def main():
 
     run = None
     if FLAGS.output_dir:
-        for name in ("DONE", "checkpoint"):
-            if os.path.exists(os.path.join(FLAGS.output_dir, name)):
-                raise UserError(
-                    f"{FLAGS.output_dir} holds a run of train. Choose another "
-                    "--output_dir for the evaluation."
-                )
+        state = os.path.join(FLAGS.output_dir, "checkpoint")
+        done = os.path.join(FLAGS.output_dir, "DONE")
+        if os.path.exists(done) or os.path.isdir(state):
+            raise UserError(
+                f"{FLAGS.output_dir} holds a run of train. Choose another "
+                "--output_dir for the evaluation."
+            )
         run = runs.Run(FLAGS.output_dir, shared.flags_as_text())
     inputs.find_gpus()
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)

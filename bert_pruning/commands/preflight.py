@@ -67,7 +67,7 @@ def check(sweep: Sweep) -> dict[str, Task]:
             tasks[name] = shared.find_task()
             _check_data(tasks[name])
 
-    from bert_pruning.commands import assembly
+    from bert_pruning.commands import methods
     from bert_pruning.modeling.checkpoints import load_checkpoint
     from bert_pruning.modeling.checkpoints import resolve_do_lower_case
 
@@ -78,9 +78,9 @@ def check(sweep: Sweep) -> dict[str, Task]:
                 _set_flags(stage)
                 shared.check_length(checkpoint.config)
                 resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
-                assembly.check_pruning(checkpoint.config)
+                methods.check_pruning(checkpoint.config)
                 # The teacher is fine-tuned from the same checkpoint.
-                assembly.build_matches(checkpoint.config, checkpoint.config)
+                methods.build_matches(checkpoint.config, checkpoint.config)
     problems.tell()
     waiting = sum(not stage.is_done for stage in stages)
     model_bytes = sum(array.nbytes for array in checkpoint.weights.values())
