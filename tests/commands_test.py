@@ -603,7 +603,8 @@ def test_pruning_is_checked_before_the_data_are_read(refused):
     none = ("--data_dir=none", "--pruning=magnitude", "--sparsity=0.5")
     assert "'none'" in refused(*none)
     assert "'none'" not in refused(*none, "--prune_targets=layer_9_*")
-    assert "'none'" not in refused(*none, "--block_size=0x1")
+    for block in ("0x1", "3x1", "1x3"):
+        assert "'none'" not in refused(*none, f"--block_size={block}")
 
 
 def test_the_flags_of_a_run_can_be_given_back(refused, place):

@@ -308,6 +308,7 @@ def test_a_good_sweep_passes_the_checks(prepared, run_all_flags):
             "--layer_map needs 3 entries",
         ),
         ({"prune_flags": (*SHORT, "--block_size=0x1")}, "two positive sizes"),
+        ({"prune_flags": (*SHORT, "--block_size=3x1")}, "does not divide"),
         ({"prune_flags": ("--pruning=none",)}, "--sparsity needs --pruning"),
         ({"finetune_flags": ("--num_train_epochs=inf",)}, "must be finite"),
         ({"tasks": ("MRPC", "RTE")}, "RTE"),

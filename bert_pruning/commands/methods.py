@@ -81,21 +81,36 @@ def build_sparsity(num_steps=None):
 
 
 def check_pruning(config):
-    """Checks the flags of pruning before the number of steps is known.
+    """Checks the flags of pruning against a model that is not built yet.
+
+    Args:
+        config: BertConfig. Its shape.
 
     Raises:
         UserError: if they contradict each other or the model.
     """
-    build_sparsity(FLAGS.max_steps)
-    layers = [
-        row.name.removesuffix("/kernel")
+    pruning = build_sparsity(FLAGS.max_steps)
+    if pruning is None:
+        return
+    kernels = {
+        row.name.removesuffix("/kernel"): row.shape
         for row in names.weight_table(config, "huggingface")
         if row.name.endswith("/kernel")
         and row.group in (None, "pooler", "classifier")
-    ]
-    for pattern in FLAGS.prune_targets or ():
-        if not fnmatch.filter(layers, pattern):
+    }
+    block = pruning.block_size
+    for pattern in pruning.targets:
+        found = fnmatch.filter(kernels, pattern)
+        if not found:
             raise UserError(
                 f"--prune_targets: {pattern!r} fits no Dense layer. Layers: "
-                f"{', '.join(layers)}."
+                f"{', '.join(kernels)}."
             )
+        for layer in found:
+            rows, columns = kernels[layer]
+            # The classifier's columns are the task's classes.
+            if rows % block[0] or (columns or 0) % block[1]:
+                raise UserError(
+                    f"--block_size={block[0]}x{block[1]} does not divide the "
+                    f"kernel of {layer}, {rows} x {columns}."
+                )
