@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import pathlib
 import re
+import shutil
 
 import pytest
 
@@ -81,7 +83,57 @@ def test_overwriting_begins_only_with_begin(tmp_path):
     run.begin()
     after = contents(tmp_path)
     assert after["flags.cfg"] == b"--seed=1\n"
-    assert not {"DONE", "metrics.jsonl", "eval_results.txt"} & set(after)
+    # Nor may the old model pass for that of the new flags.
+    assert set(after) == {"flags.cfg"}
+
+
+@pytest.mark.parametrize("calls", range(1, 14))
+def test_a_kill_while_overwriting_leaves_a_fresh_start(
+    tmp_path, monkeypatch, calls
+):
+    class Killed(BaseException):
+        pass
+
+    def kill_at(owner, name):
+        action = getattr(owner, name)
+
+        def killing(*args, **kwargs):
+            nonlocal calls
+            calls -= 1
+            if not calls:
+                raise Killed
+            return action(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, killing)
+
+    run = Run(tmp_path, FLAGS)
+    run.begin()
+    run.save_best(save_model("old"))
+    run.write_metrics([{"step": 1}])
+    for name in ("config.json", "model.safetensors"):
+        run.write_text(name, "old")
+    for owner, name in (
+        *((pathlib.Path, "unlink"), (shutil, "rmtree"), (os, "replace")),
+    ):
+        kill_at(owner, name)
+    with pytest.raises(Killed):
+        Run(tmp_path, FLAGS, overwrite=True).begin()
+    monkeypatch.undo()
+    if (tmp_path / "checkpoint").exists():
+        # Nothing but DONE is gone: the old run could still be resumed.
+        assert (tmp_path / "checkpoint/best/config.json").read_text() == "old"
+        return
+    again = Run(tmp_path, FLAGS)
+    assert not again.is_resumed
+    again.begin()
+    assert set(contents(tmp_path)) == {"flags.cfg"}
+
+
+def test_a_checkpoint_that_is_no_run_is_not_replaced(tmp_path):
+    (tmp_path / "config.json").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=f"{tmp_path} .* no run"):
+            Run(tmp_path, FLAGS, overwrite=overwrite)
 
 
 def test_an_unfinished_run_is_resumed_by_the_same_flags(tmp_path):

@@ -112,6 +112,10 @@ def test_a_pattern_of_m_in_n_has_no_ramp():
     assert [sparsity.at(step) for step in (4, 5, 29)] == [0.0, 0.5, 0.5]
 
 
+def test_a_pattern_may_be_given_with_its_sparsity_rounded():
+    assert Sparsity(final=0.333, m_by_n=(1, 3)).final == 1 / 3
+
+
 @pytest.mark.parametrize(
     ("options", "received"),
     [
@@ -269,6 +273,11 @@ def test_targets_can_be_chosen():
 def test_a_target_without_a_layer_is_refused():
     with pytest.raises(UserError, match="(?s)'layer_9_\\*'.*layer_0_query"):
         make_pruned(final=0.5, targets=("layer_0_*", "layer_9_*"))
+
+
+def test_blocks_that_do_not_divide_a_kernel_are_refused():
+    with pytest.raises(UserError, match="--block_size=4x5 .* layer_0_"):
+        make_pruned(final=0.5, block_size=(4, 5))
 
 
 def test_wrapping_changes_nothing_and_copies_the_weights():

@@ -191,6 +191,18 @@ def test_a_denser_model_is_never_the_best(tmp_path):
     assert costs.total(kernels).sparsity == 0.75
 
 
+def test_the_sparsity_of_a_run_is_over_all_kernels_of_the_encoder(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        plan={"num_steps": 2},
+        final=0.5,
+        targets=("layer_0_*", "pooler"),
+    )
+    results = trainer.train()
+    expected = 0.5 / CONFIG.num_layers
+    assert results["sparsity"] == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize("options", [{"initial": 0.5}, {"m_by_n": (2, 4)}])
 def test_one_shot_models_are_at_their_target_from_the_start(tmp_path, options):
     trainer = make_trainer(
@@ -360,6 +372,29 @@ def test_a_run_that_stops_anywhere_ends_as_if_it_had_not(tmp_path):
     again = make_trainer(stopped, **PRUNED)
     again._run_step = None
     assert without_times(again.train()) == without_times(uninterrupted[1])
+
+
+def test_a_mirrored_run_resumes(tmp_path):
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        trainer = make_trainer(tmp_path / "whole", **PRUNED)
+        uninterrupted = trainer, trainer.train()
+        trainer = make_trainer(tmp_path / "stopped", **PRUNED)
+        crash_at(trainer, "step", 4)
+        with pytest.raises(Crash):
+            trainer.train()
+        trainer = make_trainer(tmp_path / "stopped", **PRUNED)
+        assert_same_run((trainer, trainer.train()), uninterrupted)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    trainer = make_trainer(tmp_path)
+    crash_at(trainer, "step", 4)
+    with pytest.raises(Crash):
+        trainer.train()
+    [data] = tmp_path.glob("checkpoint/ckpt-*.data*")
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(UserError, match="ckpt-2, is damaged.*--overwrite"):
+        make_trainer(tmp_path).train()
 
 
 def interrupt_at(trainer, number, step):

@@ -123,11 +123,12 @@ class Sparsity:
                     "--sparsity_m_by_n needs m zeros out of n weights, "
                     f"0 < m < n. Received: {zeros}x{group}."
                 )
-            if abs(zeros / group - self.final) > 1e-9:
+            if abs(zeros / group - self.final) > 1e-3:
                 raise UserError(
                     f"--sparsity_m_by_n={zeros}x{group} fixes the sparsity at "
                     f"{zeros / group:g}. Received: --sparsity={self.final:g}."
                 )
+            object.__setattr__(self, "final", zeros / group)
             if self.block_size != (1, 1):
                 raise UserError(
                     "--sparsity_m_by_n and --block_size are two patterns; "
@@ -335,11 +336,11 @@ class Pruner(keras.callbacks.Callback):
         return True
 
     def on_train_begin(self, logs=None):
-        self.update(int(self.model.optimizer.iterations))
+        self.update(int(self.model.optimizer.iterations.numpy()))
 
     def on_train_batch_end(self, batch, logs=None):
         self.apply_masks()
-        self.update(int(self.model.optimizer.iterations))
+        self.update(int(self.model.optimizer.iterations.numpy()))
 
     def measured(self):
         """Returns a `costs.Count` of each target kernel, by layer name."""
@@ -381,7 +382,8 @@ def wrap(model, sparsity):
         A new model with its own copy of the weights.
 
     Raises:
-        UserError: if a target pattern fits no Dense layer.
+        UserError: if a target pattern fits no Dense layer, or the blocks do
+            not divide a kernel.
 
     Example:
 
@@ -404,6 +406,14 @@ def wrap(model, sparsity):
                 f"{', '.join(names)}."
             )
         targets.update(found)
+    for name in sorted(targets):
+        shape = tuple(model.get_layer(name).kernel.shape)
+        if any(n % b for n, b in zip(shape, sparsity.block_size, strict=True)):
+            raise UserError(
+                f"--block_size={sparsity.block_size[0]}x"
+                f"{sparsity.block_size[1]} does not divide the kernel of "
+                f"{name}, {shape[0]} x {shape[1]}."
+            )
     schedule = tfmot.sparsity.keras.PolynomialDecay(
         initial_sparsity=sparsity.initial,
         final_sparsity=sparsity.final,

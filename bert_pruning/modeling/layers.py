@@ -69,11 +69,13 @@ class Dropout(keras.layers.Layer):
         seed = _dropout_seed.get()
         if seed is None:
             seed = tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
-        # Layers share the step's seed; the name tells them apart.
-        seed = tf.bitwise.bitwise_xor(
-            tf.cast(seed, tf.int32),
-            [zlib.crc32(self.name.encode()) & 0x7FFFFFFF, 0],
-        )
+        # Layers share the step's seed; the name tells them apart. The generator
+        # takes its seed from the host: no way through a GPU for each layer.
+        with tf.device("CPU:0"):
+            seed = tf.bitwise.bitwise_xor(
+                tf.cast(seed, tf.int32),
+                [zlib.crc32(self.name.encode()) & 0x7FFFFFFF, 0],
+            )
         size = tf.size(inputs)
         words = tf.random.stateless_uniform(
             [(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.int32

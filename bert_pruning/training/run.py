@@ -59,7 +59,6 @@ class Run:
     def __init__(self, directory, flags="", overwrite=False):
         self.directory = pathlib.Path(directory)
         self._flags = flags
-        self._overwrite = overwrite
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(
                 f"--output_dir must be a directory. Received: {directory}, "
@@ -70,11 +69,21 @@ class Run:
                 f"{directory} holds a finished run. Choose another "
                 "--output_dir, or add --overwrite to replace it."
             )
-        with self.writing():
+        begun = self.path("flags.cfg")
+        if self.path("config.json").exists() and not begun.exists():
+            raise UserError(
+                f"{directory} holds a checkpoint that is no run; it would be "
+                "replaced. Choose another --output_dir."
+            )
+        try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.directory):
                 pass
-        begun = self.path("flags.cfg")
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to {directory}: {error.strerror or error}. "
+                "Free some space or choose another --output_dir."
+            ) from error
         self.is_resumed = (
             not overwrite
             and begun.exists()
@@ -86,8 +95,9 @@ class Run:
     def begin(self):
         """Clears what is to be overwritten and writes `flags.cfg`."""
         with self.writing():
-            if self._overwrite:
+            if self.path("flags.cfg").exists() and not self.is_resumed:
                 self._clear()
+            shutil.rmtree(self.path("discarded"), ignore_errors=True)
             self.write_text("flags.cfg", self._flags)
 
     def path(self, *parts):
@@ -152,11 +162,17 @@ class Run:
             shutil.rmtree(self.path("checkpoint"), ignore_errors=True)
 
     def _clear(self):
-        # DONE first: a kill in between must not leave half a finished run.
+        # A kill in between must leave neither half a finished run, nor half a
+        # checkpoint to resume from, nor the old model as the new run's.
         self.path("DONE").unlink(missing_ok=True)
-        for name in ("checkpoint", "events"):
-            shutil.rmtree(self.path(name), ignore_errors=True)
-        for name in ("flags.cfg", "metrics.jsonl", "eval_results.txt"):
+        if self.path("checkpoint").exists():
+            shutil.rmtree(self.path("discarded"), ignore_errors=True)
+            os.replace(self.path("checkpoint"), self.path("discarded"))
+        shutil.rmtree(self.path("events"), ignore_errors=True)
+        for name in (
+            *("config.json", "model.safetensors", "tokenizer_config.json"),
+            *("vocab.txt", "metrics.jsonl", "eval_results.txt", "flags.cfg"),
+        ):
             self.path(name).unlink(missing_ok=True)
 
 

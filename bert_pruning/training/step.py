@@ -175,11 +175,12 @@ class DistillationModel(keras.Model):
 
     def _dropout_seed(self, index):
         replica = tf.distribute.get_replica_context()
-        stream = tf.cast(index, tf.int64) * replica.num_replicas_in_sync
-        stream += tf.cast(replica.replica_id_in_sync_group, tf.int64)
-        # 2**12 streams a step: micro-batches times replicas.
-        position = self.steps_done * 4096 + stream
-        return tf.stack([self.seed, tf.cast(position % (2**31 - 1), tf.int32)])
+        with tf.device("CPU:0"):
+            stream = tf.cast(index, tf.int64) * replica.num_replicas_in_sync
+            stream += tf.cast(replica.replica_id_in_sync_group, tf.int64)
+            # 2**12 streams a step: micro-batches times replicas.
+            position = (self.steps_done * 4096 + stream) % (2**31 - 1)
+            return tf.stack([self.seed, tf.cast(position, tf.int32)])
 
     def _sums(self):
         if self._accumulated is None:

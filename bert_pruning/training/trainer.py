@@ -15,10 +15,12 @@ import time
 
 import numpy as np
 import tensorflow as tf
+import tf_keras as keras
 import tqdm
 
 from bert_pruning.compression import costs
 from bert_pruning.errors import UserError
+from bert_pruning.modeling import bert
 from bert_pruning.training.step import INPUT_NAMES
 
 
@@ -42,6 +44,11 @@ class Plan:
     save_steps: int = 500
     log_steps: int = 10
     accumulation: int = 1
+
+
+# The reader gives some of TensorFlow's errors as Python's own.
+_DAMAGE = (tf.errors.OpError, AssertionError, LookupError)
+_DAMAGE += (RuntimeError, ValueError)
 
 
 class Interrupted(Exception):
@@ -180,7 +187,8 @@ class Trainer:
         batch = {name: matrix for name in INPUT_NAMES}
         batch["label"] = tf.TensorSpec((None,), label)
         model, strategy = self.model, self.strategy
-        # A mirrored strategy passes per-replica values, which have no spec.
+        # Per-replica values have no public spec; batches of other lengths
+        # must not each be a trace of their own.
         signature = None
         if strategy.num_replicas_in_sync == 1:
             share = tf.TensorSpec((), tf.float32)
@@ -193,12 +201,12 @@ class Trainer:
                 for name, value in losses.items()
             }
 
-        @tf.function(input_signature=signature)
+        @tf.function(input_signature=signature, reduce_retracing=True)
         def step(batch, share, index):
             del index
             return reduce(strategy.run(model.train_step, (batch, share)))
 
-        @tf.function(input_signature=signature)
+        @tf.function(input_signature=signature, reduce_retracing=True)
         def accumulate(batch, share, index):
             arguments = (batch, share, index)
             return reduce(strategy.run(model.accumulate_step, arguments))
@@ -288,6 +296,9 @@ class Trainer:
 
     def _stop(self, reason):
         saved = self._manager.latest_checkpoint
+        precision = ""
+        if keras.mixed_precision.global_policy().name != "float32":
+            precision = ", or use --mixed_precision=float32"
         kept = "No checkpoint had been saved yet."
         if saved:
             kept = f"The last good checkpoint is kept: {saved}."
@@ -297,8 +308,8 @@ class Trainer:
                     f"{self.run.path('checkpoint', 'best')}."
                 )
         raise UserError(
-            f"{reason} {kept} Lower --learning_rate, or use "
-            "--mixed_precision=float32, and start anew with --overwrite."
+            f"{reason} {kept} Lower --learning_rate{precision}, and start "
+            "anew with --overwrite."
         )
 
     def _log(self, means, step):
@@ -317,10 +328,16 @@ class Trainer:
         metrics = self.evaluate()
         self.eval_time += time.monotonic() - started
         pruner = self.model.pruner
-        sparsity, at_target = 0.0, True
+        sparsity = costs.total(
+            variable.numpy()
+            for name, variable in bert.named_variables(
+                self.model.student
+            ).items()
+            if name.startswith("layer_") and name.endswith("/kernel")
+        ).sparsity
+        at_target = True
         if pruner is not None:
             counts = pruner.measured()
-            sparsity = sum(counts.values(), costs.Count(0, 0)).sparsity
             # An earlier, denser checkpoint would win unfairly.
             at_target = pruner.sparsity.at(step) == pruner.sparsity.final
             self.summaries.sparsity(counts, pruner.sparsity.at(step), step)
@@ -389,14 +406,20 @@ class Trainer:
         latest = self._manager.latest_checkpoint
         if not latest:
             return 0, []
-        self._manager.checkpoint.restore(latest).assert_consumed()
+        try:
+            self._manager.checkpoint.restore(latest).assert_consumed()
+        except _DAMAGE as error:
+            raise UserError(
+                f"The checkpoint to resume from, {latest}, is damaged: "
+                f"{error}. Start anew with --overwrite."
+            ) from error
         progress = json.loads(self._progress.numpy())
         self.records = progress["records"]
         self.best = progress["best"]
         self.train_time = progress["train_time"]
         self.eval_time = progress["eval_time"]
         self.run.write_metrics(self.records)
-        return int(self.model.steps_done), progress["pending"]
+        return int(self.model.steps_done.numpy()), progress["pending"]
 
     def _progress_bar(self, step):
         # In a log file a line every half minute is enough.
