@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 import tiny_runs
+from defined_flags import defined_flags
 
 from bert_pruning.commands import assembly
 from bert_pruning.commands import flags as shared
@@ -607,11 +608,13 @@ def test_pruning_is_checked_before_the_data_are_read(refused):
         assert "'none'" not in refused(*none, f"--block_size={block}")
 
 
-def test_the_flags_of_a_run_can_be_given_back(refused, place):
-    flagfile = f"--flagfile={place}/run/flags.cfg"
-    assert "finished run" in refused(
-        *(flagfile, "--nooverwrite", f"--output_dir={place}/run")
-    )
+def test_the_flags_of_a_dense_run_can_be_given_back(refused, tmp_path):
+    # It names every flag, also those that need others.
+    with defined_flags("train") as flags:
+        flags(["train", "--max_seq_length=16"])
+        (tmp_path / "flags.cfg").write_text(shared.flags_as_text())
+    error = refused(f"--flagfile={tmp_path}/flags.cfg", "--data_dir=none")
+    assert "'none'" in error
 
 
 def test_a_finished_run_is_not_touched(refused, tmp_path):
