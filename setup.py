@@ -20,11 +20,11 @@ setup(
         # tensorflow-datasets imports it without asking for it.
         "importlib_resources",
         "keras-hub==0.32.*",
+        # keras-hub by its former name, for presets made with it.
         "keras-nlp==0.32.*",
         "matplotlib",
         "ml_dtypes",
         "numpy",
-        "protobuf",
         "safetensors",
         "scikit-learn",
         "scipy",

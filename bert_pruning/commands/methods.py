@@ -6,14 +6,12 @@
 Imports TensorFlow, so the commands import it late, after the flags are read.
 """
 
-import fnmatch
 import math
 
 from absl import flags
 
 from bert_pruning.commands import flags as shared
 from bert_pruning.compression import sparsity
-from bert_pruning.errors import UserError
 from bert_pruning.modeling import names
 from bert_pruning.training import distillation
 
@@ -92,25 +90,11 @@ def check_pruning(config):
     pruning = build_sparsity(FLAGS.max_steps)
     if pruning is None:
         return
+    # The classifier's columns, the task's classes, are not known yet.
     kernels = {
         row.name.removesuffix("/kernel"): row.shape
         for row in names.weight_table(config, "huggingface")
         if row.name.endswith("/kernel")
         and row.group in (None, "pooler", "classifier")
     }
-    block = pruning.block_size
-    for pattern in pruning.targets:
-        found = fnmatch.filter(kernels, pattern)
-        if not found:
-            raise UserError(
-                f"--prune_targets: {pattern!r} fits no Dense layer. Layers: "
-                f"{', '.join(kernels)}."
-            )
-        for layer in found:
-            rows, columns = kernels[layer]
-            # The classifier's columns are the task's classes.
-            if rows % block[0] or (columns or 0) % block[1]:
-                raise UserError(
-                    f"--block_size={block[0]}x{block[1]} does not divide the "
-                    f"kernel of {layer}, {rows} x {columns}."
-                )
+    sparsity.find_targets(kernels, pruning)

@@ -29,6 +29,7 @@ def main():
     shared.require("init_checkpoint", "data_dir", "output_dir")
 
     from bert_pruning.commands import inputs
+    from bert_pruning.delivery.submission import check_submission
     from bert_pruning.delivery.submission import write_submission
     from bert_pruning.training.evaluation import Evaluator
 
@@ -41,6 +42,8 @@ def main():
     read = {
         split: inputs.read_encoded(task, split, tokenizer) for split in splits
     }
+    for split, (examples, _) in read.items():
+        check_submission(task, split, examples.ids, FLAGS.output_dir)
     evaluator = Evaluator(model)
     for split, (examples, dataset) in read.items():
         logits = evaluator.predict(dataset, FLAGS.eval_batch_size)

@@ -371,6 +371,38 @@ def wrappers_of(model):
     return [layer for layer in model.layers if hasattr(layer, "pruning_obj")]
 
 
+def find_targets(kernels, sparsity):
+    """Returns the names of the layers whose kernels are pruned.
+
+    Args:
+        kernels: dict from the name of a Dense layer to its kernel's rows and
+            columns; None for columns not known yet.
+        sparsity: Sparsity.
+
+    Raises:
+        UserError: if a target pattern fits no layer, or the blocks do not
+            divide a kernel.
+    """
+    targets = set()
+    for pattern in sparsity.targets:
+        found = fnmatch.filter(kernels, pattern)
+        if not found:
+            raise UserError(
+                f"--prune_targets: {pattern!r} fits no Dense layer. Layers: "
+                f"{', '.join(kernels)}."
+            )
+        targets.update(found)
+    height, width = sparsity.block_size
+    for name in sorted(targets):
+        rows, columns = kernels[name]
+        if rows % height or (columns or 0) % width:
+            raise UserError(
+                f"--block_size={height}x{width} does not divide the kernel of "
+                f"{name}, {rows} x {columns}."
+            )
+    return targets
+
+
 def wrap(model, sparsity):
     """Wraps the target Dense layers with tfmot's `prune_low_magnitude`.
 
@@ -392,28 +424,14 @@ def wrap(model, sparsity):
     wrapped = wrap(build_model(config, num_outputs=2), sparsity)
     ```
     """
-    names = [
-        layer.name
-        for layer in model.layers
-        if isinstance(layer, keras.layers.Dense)
-    ]
-    targets = set()
-    for pattern in sparsity.targets:
-        found = fnmatch.filter(names, pattern)
-        if not found:
-            raise UserError(
-                f"--prune_targets: {pattern!r} fits no Dense layer. Layers: "
-                f"{', '.join(names)}."
-            )
-        targets.update(found)
-    for name in sorted(targets):
-        shape = tuple(model.get_layer(name).kernel.shape)
-        if any(n % b for n, b in zip(shape, sparsity.block_size, strict=True)):
-            raise UserError(
-                f"--block_size={sparsity.block_size[0]}x"
-                f"{sparsity.block_size[1]} does not divide the kernel of "
-                f"{name}, {shape[0]} x {shape[1]}."
-            )
+    targets = find_targets(
+        {
+            layer.name: tuple(layer.kernel.shape)
+            for layer in model.layers
+            if isinstance(layer, keras.layers.Dense)
+        },
+        sparsity,
+    )
     schedule = tfmot.sparsity.keras.PolynomialDecay(
         initial_sparsity=sparsity.initial,
         final_sparsity=sparsity.final,

@@ -24,7 +24,6 @@ class TaskResults:
         finetuned: dict from learning rate, as given, to the results of its
             runs, one per seed. A run that failed is left out.
         pruned: sequence of results, one per seed.
-        distilled: bool. Whether `pruned` had a teacher.
     """
 
     name: str
@@ -32,14 +31,13 @@ class TaskResults:
     primary_metric: str
     finetuned: Mapping[str, Sequence[Results]]
     pruned: Sequence[Results] = ()
-    distilled: bool = True
 
     @property
     def treatment(self) -> str:
         """What was done to the models in `pruned`."""
-        is_sparse = any(result["sparsity"] for result in self.pruned)
-        done = ["pruned"] * is_sparse + ["distilled"] * self.distilled
-        return ", ".join(done) or "trained on"
+        if any(result["sparsity"] for result in self.pruned):
+            return "pruned, distilled"
+        return "distilled"
 
     @property
     def best_learning_rate(self) -> str | None:

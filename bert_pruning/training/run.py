@@ -177,9 +177,19 @@ class Run:
 
 
 def read_results(path):
-    """Reads a file of `key = value` lines into a dict of floats."""
+    """Reads a file of `key = value` lines into a dict of floats.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
     results = {}
-    for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines():
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"Cannot read the results {path}: {error.strerror}."
+        ) from error
+    for line in text.splitlines():
         key, _, value = line.partition(" = ")
         results[key] = float(value)
     return results
