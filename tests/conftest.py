@@ -3,8 +3,12 @@
 import importlib.util
 import os
 import pathlib
+import signal
 
 import pytest
+
+# A shell starts what it runs in the background with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
