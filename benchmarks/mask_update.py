@@ -21,9 +21,9 @@ from tensorflow_model_optimization.python.core.sparsity.keras import (
     pruning_impl,
 )
 
-from bert_pruning.compression.sparsity import Pruner
+from bert_pruning.compression.pruning import Pruner
+from bert_pruning.compression.pruning import wrap
 from bert_pruning.compression.sparsity import Sparsity
-from bert_pruning.compression.sparsity import wrap
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.config import BertConfig
 

@@ -25,6 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
 
+from bert_pruning.compression import pruning
 from bert_pruning.compression import sparsity
 from bert_pruning.data import pipeline
 from bert_pruning.data import tasks
@@ -53,8 +54,8 @@ def build_step(checkpoint, task, num_steps, distils):
             checkpoint.config,
         )
         schedule = sparsity.Sparsity(final=0.8, end_step=num_steps)
-        student = sparsity.wrap(student, schedule)
-        pruner = sparsity.Pruner(student, schedule)
+        student = pruning.wrap(student, schedule)
+        pruner = pruning.Pruner(student, schedule)
     model = step.DistillationModel(student, teacher, matches, pruner=pruner)
     model.compile(optimization.build_optimizer(student, "adamw", 5e-5))
     function = tf.function(model.train_step, reduce_retracing=True)

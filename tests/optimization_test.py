@@ -6,8 +6,8 @@ import tensorflow as tf
 import tf_keras as keras
 import tiny_bert
 
+from bert_pruning.compression.pruning import wrap
 from bert_pruning.compression.sparsity import Sparsity
-from bert_pruning.compression.sparsity import wrap
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.training.optimization import OPTIMIZERS

@@ -8,12 +8,12 @@ import tf_keras as keras
 import tiny_bert
 
 from bert_pruning.compression import costs
-from bert_pruning.compression.sparsity import Pruner
+from bert_pruning.compression.pruning import Pruner
+from bert_pruning.compression.pruning import wrap
+from bert_pruning.compression.pruning import wrappers_of
 from bert_pruning.compression.sparsity import Sparsity
 from bert_pruning.compression.sparsity import kept_count
 from bert_pruning.compression.sparsity import magnitude_mask
-from bert_pruning.compression.sparsity import wrap
-from bert_pruning.compression.sparsity import wrappers_of
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.training.optimization import AdamW

@@ -9,9 +9,9 @@ import tf_keras as keras
 import tiny_bert
 import tiny_runs
 
-from bert_pruning.compression.sparsity import Pruner
+from bert_pruning.compression.pruning import Pruner
+from bert_pruning.compression.pruning import wrap
 from bert_pruning.compression.sparsity import Sparsity
-from bert_pruning.compression.sparsity import wrap
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.checkpoints import load_checkpoint
 from bert_pruning.training import step

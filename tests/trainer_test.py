@@ -16,10 +16,10 @@ import tiny_bert
 import tiny_runs
 
 from bert_pruning.compression import costs
-from bert_pruning.compression.sparsity import Pruner
+from bert_pruning.compression.pruning import Pruner
+from bert_pruning.compression.pruning import wrap
 from bert_pruning.compression.sparsity import Sparsity
 from bert_pruning.compression.sparsity import kept_count
-from bert_pruning.compression.sparsity import wrap
 from bert_pruning.data.pipeline import EncodedDataset
 from bert_pruning.data.pipeline import TrainBatches
 from bert_pruning.errors import UserError

@@ -12,7 +12,7 @@ from absl import flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.commands import methods
-from bert_pruning.compression import sparsity
+from bert_pruning.compression import pruning
 from bert_pruning.data import pipeline
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
@@ -47,7 +47,7 @@ def train():
     teacher_checkpoint, matches = _load_teacher(checkpoint, task)
     dev_sets, batches = _read_data(task, tokenizer)
     plan = _plan(batches)
-    pruning = methods.build_sparsity(plan.num_steps)
+    sparsity = methods.build_sparsity(plan.num_steps)
     # Whatever could be wrong has been looked at; now replace what was there.
     run.begin()
     LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
@@ -59,9 +59,9 @@ def train():
         if teacher_checkpoint is not None:
             teacher = inputs.restore_classifier(teacher_checkpoint, task)
             _judge_teacher(teacher, task, dev_sets[""])
-        if pruning is not None:
-            student = sparsity.wrap(student, pruning)
-            pruner = sparsity.Pruner(student, pruning)
+        if sparsity is not None:
+            student = pruning.wrap(student, sparsity)
+            pruner = pruning.Pruner(student, sparsity)
         model = step.DistillationModel(
             student,
             teacher,

@@ -23,7 +23,7 @@ class DistillationModel(keras.Model):
         matches: tuple of `distillation.Match`. Needs a teacher.
         label_weight: float. Factor of the loss on the true labels; 0 learns
             from the teacher alone.
-        pruner: `sparsity.Pruner` or None.
+        pruner: `pruning.Pruner` or None.
         seed: int. Seed of the dropout masks; they are a pure function of it
             and the step, so a resumed run repeats them.
         jit_compile: bool. Compiles forward and backward pass with XLA.
