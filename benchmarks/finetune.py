@@ -7,7 +7,7 @@ resumes.
     pip install -e '.[peers]'
     python benchmarks/finetune.py --data_dir=glue --init_checkpoint=MINILM \
         --runs=CoLA:1,2,3 --runs=STS-B:1,2,3 --runs=MRPC:1,2,3 \
-        --runs=SST-2:1 --output_dir=benchmark_runs/finetune
+        --output_dir=benchmark_runs/finetune
 """
 
 import argparse
@@ -17,13 +17,14 @@ import statistics
 import subprocess
 import sys
 
+from bert_pruning.training.run import read_results
+
 METRICS = {
     "CoLA": ("mcc",),
     "SST-2": ("accuracy",),
     "MRPC": ("accuracy", "f1"),
     "STS-B": ("pearson", "spearman"),
 }
-EPOCHS = 3
 LEARNING_RATE = 5e-5
 BATCH_SIZE = 32
 
@@ -38,7 +39,7 @@ def train_ours(args, task, seed):
                 f"--data_dir={args.data_dir}",
                 f"--init_checkpoint={args.init_checkpoint}",
                 f"--output_dir={directory}",
-                f"--num_train_epochs={EPOCHS}",
+                f"--num_train_epochs={args.epochs}",
                 f"--learning_rate={LEARNING_RATE}",
                 f"--train_batch_size={BATCH_SIZE}",
                 f"--seed={seed}",
@@ -47,10 +48,9 @@ def train_ours(args, task, seed):
             ],
             check=True,
         )
-    lines = (directory / "eval_results.txt").read_text().splitlines()
-    results = dict(line.split(" = ") for line in lines)
-    return {name: float(results[f"eval_{name}"]) for name in METRICS[task]} | {
-        "seconds": float(results["train_time"])
+    results = read_results(directory / "eval_results.txt")
+    return {name: results[f"eval_{name}"] for name in METRICS[task]} | {
+        "seconds": results["train_time"]
     }
 
 
@@ -72,7 +72,7 @@ def train_peer(args, task, seed):
                 f"--data_dir={args.data_dir}",
                 f"--init_checkpoint={args.init_checkpoint}",
                 f"--seed={seed}",
-                f"--epochs={EPOCHS}",
+                f"--epochs={args.epochs}",
                 f"--learning_rate={LEARNING_RATE}",
                 f"--batch_size={BATCH_SIZE}",
                 "--padding=dynamic",
@@ -98,6 +98,7 @@ def main():
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--init_checkpoint", required=True)
     parser.add_argument("--output_dir", required=True, type=pathlib.Path)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument(
         "--runs", required=True, action="append", help="TASK:SEED,SEED,..."
     )

@@ -18,12 +18,9 @@ import sys
 
 import matplotlib.figure
 
-PRIMARY = {
-    "CoLA": "eval_mcc",
-    "SST-2": "eval_accuracy",
-    "MRPC": "eval_f1",
-    "STS-B": "eval_spearman",
-}
+from bert_pruning.data.tasks import get_task
+from bert_pruning.training.run import read_results
+
 METHODS = {
     "distilled": "prune while distilling",
     "gradual": "prune without a teacher",
@@ -44,8 +41,7 @@ def train(args, directory, *flags):
             ],
             check=True,
         )
-    lines = (directory / "eval_results.txt").read_text().splitlines()
-    return {k: float(v) for k, v in (line.split(" = ") for line in lines)}
+    return read_results(directory / "eval_results.txt")
 
 
 def method_flags(method, sparsity, teacher):
@@ -64,7 +60,7 @@ def method_flags(method, sparsity, teacher):
     return flags
 
 
-def draw(path, task, dense, table):
+def draw(path, task, metric, dense, table):
     figure = matplotlib.figure.Figure(figsize=(6, 4), dpi=120)
     axes = figure.add_subplot()
     axes.axhline(dense, color="grey", linestyle=":", label="dense teacher")
@@ -72,7 +68,7 @@ def draw(path, task, dense, table):
         points = [(s, v) for (m, s), v in table.items() if m == method]
         axes.plot(*zip(*points, strict=True), marker="o", label=title)
     axes.set_xlabel("sparsity of the encoder's kernels")
-    axes.set_ylabel(f"{task} {PRIMARY[task].removeprefix('eval_')} (dev)")
+    axes.set_ylabel(f"{task} {metric.removeprefix('eval_')} (dev)")
     axes.set_title(f"{task}: pruning MiniLM-L6, equal steps")
     axes.legend()
     axes.grid(alpha=0.3)
@@ -82,7 +78,7 @@ def draw(path, task, dense, table):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", required=True, choices=sorted(PRIMARY))
+    parser.add_argument("--task", required=True)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--init_checkpoint", required=True)
     parser.add_argument("--output_dir", required=True, type=pathlib.Path)
@@ -94,7 +90,7 @@ def main():
     parser.add_argument("--sparsities", default="0.5,0.8,0.9,0.95")
     args = parser.parse_args()
     root = args.output_dir / args.task
-    metric = PRIMARY[args.task]
+    metric = get_task(args.task).primary_metric
     teacher = root / "teacher"
     dense = train(
         args,
@@ -129,7 +125,7 @@ def main():
         ]
         print(f"| {sparsity} | " + " | ".join(values) + " |")
     if args.plot:
-        draw(args.plot, args.task, dense[metric], table)
+        draw(args.plot, args.task, metric, dense[metric], table)
 
 
 if __name__ == "__main__":

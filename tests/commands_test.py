@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 import tiny_runs
 from defined_flags import defined_flags
+from folders import contents
 
 from bert_pruning.commands import assembly
 from bert_pruning.commands import flags as shared
@@ -29,12 +30,7 @@ from bert_pruning.training.run import read_results
 SST2 = {"name": "SST-2", "labels": ["0", "1"]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eagerly():
-    """Tracing takes longer than a few eager steps."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +62,6 @@ def train(folder, *flags):
         *tiny_runs.QUICK,
         *flags,
     )
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 # === What they do ===

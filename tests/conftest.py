@@ -1,9 +1,11 @@
 """Real data for the tests that want it; without it they are skipped."""
 
+import errno
 import importlib.util
 import os
 import pathlib
 import signal
+import tempfile
 
 import pytest
 
@@ -19,6 +21,26 @@ def glue_dir() -> str:
     if not path.is_dir():
         pytest.skip("no GLUE: set BERT_PRUNING_GLUE to its folder")
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def eagerly():
+    """Runs without tracing, which takes longer than a few eager steps."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Lets no folder be written; permissions do not stop the root user."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import scipy.special
-import tensorflow as tf
 import tf_keras as keras
 import tiny_runs
 
@@ -13,12 +12,7 @@ from bert_pruning.modeling import bert
 from bert_pruning.training import evaluation
 from bert_pruning.training.evaluation import Evaluator
 
-
-@pytest.fixture(autouse=True)
-def eagerly():
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 def make_dataset(rows=11):

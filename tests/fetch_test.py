@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from folders import contents
 
 from bert_pruning.commands.fetch import fetch
 from bert_pruning.data import demo
@@ -270,22 +271,16 @@ def test_mrpc_is_whole_after_a_kill(server, tmp_path, monkeypatch, split):
     assert contents(found) == contents(whole)
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_a_folder_that_cannot_be_written_is_named(
-    server, tmp_path, monkeypatch
-):
+def test_a_folder_that_cannot_be_written_is_named(server, tmp_path, request):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "MRPC"
-    with pytest.raises(UserError, match=f"Cannot write to {folder} .*output"):
+    with pytest.raises(UserError, match=f"Cannot write to {folder}: .*output"):
         fetch_glue("MRPC", tmp_path / "file", server.url)
     write_zip(tmp_path / "x.zip", {"train.tsv": ""})
-    with pytest.raises(UserError, match=f"Cannot write to {folder} "):
+    with pytest.raises(UserError, match=f"Cannot write to {folder}: "):
         unpack(tmp_path / "x.zip", folder / "x", ("train.tsv",))
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(UserError, match=f"Cannot write to {tmp_path}/MRPC "):
+    request.getfixturevalue("read_only")
+    with pytest.raises(UserError, match=f"Cannot write to {tmp_path}/MRPC: "):
         fetch_glue("MRPC", tmp_path, server.url)
     assert not server.requests
 

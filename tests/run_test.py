@@ -8,21 +8,13 @@ import re
 import shutil
 
 import pytest
+from folders import contents
 
 from bert_pruning.errors import UserError
 from bert_pruning.training import run as runs
 from bert_pruning.training.run import Run
 
 FLAGS = "--learning_rate=5e-5\n--task_name=MRPC\n"
-
-
-def contents(directory):
-    """Every file below a directory, with what is in it."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
 
 
 def save_model(text):
@@ -190,12 +182,7 @@ def test_a_file_is_no_directory(tmp_path):
     assert path.read_text() == "precious"
 
 
-def test_a_read_only_directory_is_refused_at_once(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    # Permissions do not stop the root user.
-    monkeypatch.setattr(runs.tempfile, "TemporaryFile", refuse)
+def test_a_read_only_directory_is_refused_at_once(tmp_path, read_only):
     with pytest.raises(UserError, match=f"{tmp_path}: Permission denied"):
         Run(tmp_path, FLAGS)
 

@@ -138,8 +138,7 @@ def test_folder_that_cannot_be_made(tmp_path):
         write_submission(TASKS["RTE"], "test", [[0, 1]], "0", folder)
 
 
-def test_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: False)
+def test_folder_that_may_not_be_written_to(tmp_path, read_only):
     with pytest.raises(UserError, match=f"Cannot write to {tmp_path}"):
         check_submission(TASKS["RTE"], "test", "0", tmp_path)
 

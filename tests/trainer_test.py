@@ -39,12 +39,7 @@ from bert_pruning.training.trainer import Trainer
 CONFIG = tiny_runs.tiny_config()
 
 
-@pytest.fixture(autouse=True)
-def eagerly():
-    """Tracing takes longer than a few eager steps."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 def make_dataset(rows=20):

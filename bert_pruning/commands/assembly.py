@@ -3,7 +3,7 @@
 Imports TensorFlow, so `train` imports it late, after the flags are read.
 """
 
-import dataclasses
+import functools
 
 import tensorflow as tf
 import tf_keras as keras
@@ -44,7 +44,7 @@ def train():
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
     methods.check_pruning(checkpoint.config)
-    teacher_checkpoint, matches = _load_teacher(checkpoint, task)
+    build_teacher, matches = _load_teacher(checkpoint, task)
     dev_sets, batches = _read_data(task, tokenizer)
     plan = _plan(batches)
     sparsity = methods.build_sparsity(plan.num_steps)
@@ -56,8 +56,8 @@ def train():
         keras.utils.set_random_seed(FLAGS.seed)
         student = _build_student(checkpoint, task)
         teacher = pruner = None
-        if teacher_checkpoint is not None:
-            teacher = inputs.restore_classifier(teacher_checkpoint, task)
+        if build_teacher is not None:
+            teacher = build_teacher()
             _judge_teacher(teacher, task, dev_sets[""])
         if sparsity is not None:
             student = pruning.wrap(student, sparsity)
@@ -209,6 +209,7 @@ def _initial_weights(checkpoint, task):
 
 
 def _load_teacher(checkpoint, task):
+    """Returns a function that builds the teacher, and what is matched."""
     if not FLAGS.teacher_checkpoint:
         return None, ()
     teacher = inputs.load_checkpoint(FLAGS.teacher_checkpoint)
@@ -223,14 +224,11 @@ def _load_teacher(checkpoint, task):
         LOG.warning(
             "The teacher %s was trained on other data, %s.", teacher.path, other
         )
-    # Its outputs stand in the task's order from here on.
-    teacher = dataclasses.replace(
-        teacher,
-        weights=inputs.classifier_weights(teacher, task),
-        task=task.to_dict(),
+    weights = inputs.classifier_weights(teacher, task)
+    build = functools.partial(
+        inputs.build_classifier, teacher.config, weights, task
     )
-    matches = methods.build_matches(checkpoint.config, teacher.config)
-    return teacher, matches
+    return build, methods.build_matches(checkpoint.config, teacher.config)
 
 
 def _judge_teacher(teacher, task, dataset):

@@ -72,7 +72,12 @@ def restore_classifier(checkpoint, task):
         UserError: if the checkpoint has no classifier or another task's.
     """
     weights = classifier_weights(checkpoint, task)
-    model = bert.build_model(checkpoint.config, task.num_outputs)
+    return build_classifier(checkpoint.config, weights, task)
+
+
+def build_classifier(config, weights, task):
+    """Builds the model of a task with all its weights."""
+    model = bert.build_model(config, task.num_outputs)
     bert.set_weights(model, weights, initialized=())
     return model
 

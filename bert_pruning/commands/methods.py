@@ -1,9 +1,8 @@
 """How the flags of `train` make a model small, as plain values.
 
-    matches = build_matches(student.config, teacher.config)
-    sparsity = build_sparsity(num_steps)
+matches = build_matches(student.config, teacher.config)
+sparsity = build_sparsity(num_steps)
 
-Imports TensorFlow, so the commands import it late, after the flags are read.
 """
 
 import math
@@ -13,7 +12,6 @@ from absl import flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.compression import sparsity
 from bert_pruning.modeling import names
-from bert_pruning.training import distillation
 
 FLAGS = flags.FLAGS
 
@@ -27,6 +25,8 @@ def build_matches(student, teacher):
     Raises:
         UserError: if the shapes or the flags do not fit each other.
     """
+    from bert_pruning.training import distillation  # Imports TensorFlow.
+
     hidden_map = None
     if FLAGS.layer_map is not None:
         hidden_map = tuple(int(entry) for entry in FLAGS.layer_map)

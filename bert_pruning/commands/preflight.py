@@ -9,17 +9,19 @@ runs left are all looked at first.
 import contextlib
 import os
 import shutil
-import tempfile
 
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.commands import methods
 from bert_pruning.commands import train
 from bert_pruning.commands.sweep import Sweep
 from bert_pruning.data.tasks import Task
 from bert_pruning.data.tasks import read_examples
 from bert_pruning.errors import UserError
+from bert_pruning.outputs import check_writable
 from bert_pruning.training.run import RESUMABLE_FLAGS
+from bert_pruning.training.run import parse_flags
 
 FLAGS = flags.FLAGS
 
@@ -50,7 +52,7 @@ def check(sweep: Sweep) -> dict[str, Task]:
         UserError: something is wrong; what is wrong with any task or run is
             told together.
     """
-    check_output(sweep.output_dir)
+    check_writable(sweep.output_dir)
     stages = [stage for name in sweep.tasks for stage in _stages(sweep, name)]
     # Cheap checks first, so that a wrong flag is answered at once.
     problems = _Problems()
@@ -67,7 +69,6 @@ def check(sweep: Sweep) -> dict[str, Task]:
             tasks[name] = shared.find_task()
             _check_data(tasks[name])
 
-    from bert_pruning.commands import methods
     from bert_pruning.modeling.checkpoints import load_checkpoint
     from bert_pruning.modeling.checkpoints import resolve_do_lower_case
 
@@ -105,23 +106,6 @@ def prepare(sweep: Sweep) -> dict[str, Task]:
         metrics=list(dict.fromkeys(metrics)),
     )
     return tasks
-
-
-def check_output(directory: str | os.PathLike) -> None:
-    """Makes a directory and writes to it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        os.makedirs(directory, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"Cannot write to --output_dir={directory}: {error.strerror}. "
-            f"Choose another one."
-        ) from error
 
 
 def check_space(directory: str | os.PathLike, num_bytes: int) -> None:
@@ -207,8 +191,7 @@ def _check_earlier_run(stage):
         f"--{name}: {before.get(name, 'not set')} before, "
         f"{now.get(name, 'not set')} now"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-        and not now.get(name, "").endswith(f"={_TEACHER}")
+        if before.get(name) != now.get(name) and now.get(name) != _TEACHER
     ]
     if differing:
         raise UserError(
@@ -219,19 +202,13 @@ def _check_earlier_run(stage):
 
 
 def _settings(text):
-    """Name and line of each flag that changes what a run computes."""
+    """The flags that change what a run computes, their paths comparable."""
     known = set(train_flags()) - RESUMABLE_FLAGS
-    settings = {}
-    for line in text.splitlines():
-        name = line.removeprefix("--").partition("=")[0]
-        if name not in known:
-            name = name.removeprefix("no")
-        if name in known:
-            settings[name] = line
-            if name in _PATH_FLAGS:
-                path = whole_path(line.partition("=")[2])
-                settings[name] = f"--{name}={path}"
-    return settings
+    return {
+        name: whole_path(value) if name in _PATH_FLAGS else value
+        for name, value in parse_flags(text).items()
+        if name in known
+    }
 
 
 def whole_path(path: str) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bert_pruning.commands.stages import Stage
+from bert_pruning.commands.train import DISTILLATION_FLAGS
+from bert_pruning.commands.train import PRUNING_FLAGS
 from bert_pruning.data.tasks import TASKS
 from bert_pruning.errors import UserError
 
@@ -187,21 +189,8 @@ TASK_FILE = "task.cfg"
 
 # The flags of `train` that only the pruning understands, having a teacher.
 PRUNE_FLAGS = (
-    "attention_weight",
-    "block_pooling_type",
-    "block_size",
     "distill",
-    "hard_label_weight",
-    "hidden_weight",
-    "initial_sparsity",
-    "layer_map",
-    "logits_weight",
-    "prune_targets",
     "pruning",
-    "pruning_begin",
-    "pruning_end",
-    "pruning_frequency",
-    "sparsity",
-    "sparsity_m_by_n",
-    "temperature",
+    *DISTILLATION_FLAGS,
+    *PRUNING_FLAGS,
 )

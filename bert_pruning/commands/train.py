@@ -17,6 +17,7 @@ import sys
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.commands import methods
 from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -231,27 +232,16 @@ def _check_pruning():
         raise UserError(
             f"--pruning={FLAGS.pruning} needs --sparsity, such as 0.8."
         )
-    if not 0.0 <= FLAGS.sparsity < 1.0:
-        raise UserError(
-            "--sparsity is a share of zeros and must lie in [0, 1). "
-            f"Received: {FLAGS.sparsity}."
-        )
-    if not 0.0 <= FLAGS.initial_sparsity <= FLAGS.sparsity:
-        raise UserError(
-            "--initial_sparsity must lie between 0 and --sparsity. Received: "
-            f"{FLAGS.initial_sparsity} and {FLAGS.sparsity}."
-        )
     if not 0.0 <= FLAGS.pruning_begin <= FLAGS.pruning_end <= 1.0:
         raise UserError(
             "--pruning_begin and --pruning_end are shares of the training, "
             "from 0 to 1, and the ramp must end after it begins. Received: "
             f"{FLAGS.pruning_begin} and {FLAGS.pruning_end}."
         )
-    shared.pair("block_size")
-    if FLAGS.sparsity_m_by_n:
-        shared.pair("sparsity_m_by_n")
+    methods.build_sparsity(FLAGS.max_steps)
 
 
+# What `--pruning` and `--distill` read.
 PRUNING_FLAGS = (
     "sparsity",
     "initial_sparsity",
@@ -262,4 +252,10 @@ PRUNING_FLAGS = (
     "sparsity_m_by_n",
     "block_size",
     "block_pooling_type",
+)
+DISTILLATION_FLAGS = (
+    "hard_label_weight",
+    "layer_map",
+    "temperature",
+    *(f"{feature}_weight" for feature in shared.FEATURES),
 )

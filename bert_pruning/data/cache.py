@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from bert_pruning.errors import UserError
-
 # Raise it when the tokenizer's output or the arrays change.
 _FORMAT = 1
 
@@ -65,27 +63,6 @@ def load(path: str, num_rows: int) -> tuple[np.ndarray, ...] | None:
         logging.warning("Rebuilding the damaged cache %s.", path)
         return None
     return token_ids, offsets, boundaries
-
-
-def check_writable(cache_dir: str) -> None:
-    """Makes the folder, before any work is put into its contents.
-
-    Args:
-        cache_dir: str. The folder.
-
-    Raises:
-        UserError: it cannot be made or written to.
-    """
-    try:
-        os.makedirs(cache_dir, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"Cannot make --cache_dir={cache_dir}: {error}"
-        ) from error
-    if not os.access(cache_dir, os.W_OK):
-        raise UserError(
-            f"Cannot write to --cache_dir={cache_dir}. Name another folder."
-        )
 
 
 def save(path: str, arrays: Sequence[np.ndarray]) -> None:

@@ -10,7 +10,6 @@ used instead of it, so that everything works on a machine without a network.
 
 import contextlib
 import http.client
-import os
 import tempfile
 import urllib.error
 import urllib.request
@@ -21,6 +20,8 @@ from pathlib import PurePosixPath
 from tqdm import tqdm
 
 from bert_pruning.errors import UserError
+from bert_pruning.outputs import cannot_write
+from bert_pruning.outputs import check_writable
 
 CHECKPOINT_URL = "https://storage.googleapis.com/bert_models"
 GLUE_URL = "https://dl.fbaipublicfiles.com"
@@ -264,16 +265,11 @@ def _fetch_mrpc(folder, base_url):
 @contextlib.contextmanager
 def _writing_to(folder):
     """Makes a folder, and names it if it or a file in it cannot be written."""
+    check_writable(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("no permission")
         yield
     except OSError as error:
-        raise UserError(
-            f"Cannot write to {folder} ({error.strerror or error}). Choose an "
-            "--output_dir on a disk with room that you may write to."
-        ) from error
+        raise cannot_write(folder, error) from error
 
 
 def _read_lines(path):

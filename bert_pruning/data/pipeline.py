@@ -27,6 +27,7 @@ from tqdm import tqdm
 from bert_pruning.data import cache
 from bert_pruning.data.reading import Examples
 from bert_pruning.errors import UserError
+from bert_pruning.outputs import check_writable
 
 _CHUNK = 2048  # Rows tokenised at once, by each thread.
 
@@ -143,7 +144,7 @@ def encode_examples(
         arrays = cache.load(path, num_rows=len(examples))
     if arrays is None:
         if path:
-            cache.check_writable(cache_dir)
+            check_writable(cache_dir, "--cache_dir")
         arrays = _tokenize(examples, tokenizer, max_seq_length)
         if path:
             cache.save(path, arrays)

@@ -17,6 +17,8 @@ from absl import logging
 
 from bert_pruning.data.task import Task
 from bert_pruning.errors import UserError
+from bert_pruning.outputs import cannot_write
+from bert_pruning.outputs import check_writable
 
 
 def check_submission(
@@ -41,12 +43,7 @@ def check_submission(
             f"times in column {task.splits[split].index!r}. Give each row an "
             "id of its own."
         )
-    try:
-        os.makedirs(output_dir, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write to {output_dir}: {error}") from error
-    if not os.access(output_dir, os.W_OK):
-        raise UserError(f"Cannot write to {output_dir}: no permission.")
+    check_writable(output_dir)
 
 
 def write_submission(
@@ -104,7 +101,7 @@ def write_submission(
             file.write("index\tprediction\n" + text)
         os.replace(f"{path}.tmp", path)
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error}") from error
+        raise cannot_write(path, error) from error
     return path
 
 

@@ -27,6 +27,10 @@ from bert_pruning.modeling.files import write_vocabulary
 CONFIG_FILE = "bert_config.json"
 CHECKPOINT_NAME = "bert_model.ckpt"
 
+# What reading a damaged checkpoint raises: some of TensorFlow's errors come
+# as Python's own.
+READER_ERRORS = (tf.errors.OpError, LookupError, RuntimeError, ValueError)
+
 
 def find_prefix(directory):
     """Returns the checkpoint prefix in a directory.
@@ -134,10 +138,9 @@ def write_official(
 
 @contextlib.contextmanager
 def _truncation_explained(prefix):
-    # The reader gives some of TensorFlow's errors as Python's own.
     try:
         yield
-    except (tf.errors.OpError, LookupError, RuntimeError, ValueError) as error:
+    except READER_ERRORS as error:
         raise UserError(
             f"The checkpoint {prefix}.* is truncated or a part of it is "
             f"missing ({error}). Copy or download it again."

@@ -15,9 +15,9 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 
 from bert_pruning.errors import UserError
+from bert_pruning.outputs import check_writable
 
 # What does not change the trained weights may differ when a run resumes.
 RESUMABLE_FLAGS = frozenset(
@@ -75,15 +75,7 @@ class Run:
                 f"{directory} holds a checkpoint that is no run; it would be "
                 "replaced. Choose another --output_dir."
             )
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.directory):
-                pass
-        except OSError as error:
-            raise UserError(
-                f"Cannot write to {directory}: {error.strerror or error}. "
-                "Free some space or choose another --output_dir."
-            ) from error
+        check_writable(self.directory)
         self.is_resumed = (
             not overwrite
             and begun.exists()
@@ -195,8 +187,21 @@ def read_results(path):
     return results
 
 
+def parse_flags(text):
+    """Reads a `flags.cfg` into a dict of texts."""
+    flags = {}
+    for line in text.splitlines():
+        if line.startswith("--"):
+            name, has_value, value = line[2:].partition("=")
+            if not has_value:
+                value = "false" if name.startswith("no") else "true"
+                name = name.removeprefix("no")
+            flags[name] = value
+    return flags
+
+
 def _check_same_flags(directory, begun, flags):
-    ours, theirs = _parse_flags(flags), _parse_flags(begun)
+    ours, theirs = parse_flags(flags), parse_flags(begun)
     differing = [
         f"--{name}: begun with {theirs.get(name, 'not set')}, "
         f"now {ours.get(name, 'not set')}"
@@ -209,15 +214,3 @@ def _check_same_flags(directory, begun, flags):
             f"({'; '.join(differing)}). Give the same flags to resume it, or "
             "add --overwrite to start anew."
         )
-
-
-def _parse_flags(text):
-    flags = {}
-    for line in text.splitlines():
-        if line.startswith("--"):
-            name, has_value, value = line[2:].partition("=")
-            if not has_value:
-                value = "false" if name.startswith("no") else "true"
-                name = name.removeprefix("no")
-            flags[name] = value
-    return flags

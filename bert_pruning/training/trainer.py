@@ -21,6 +21,7 @@ import tqdm
 from bert_pruning.compression import costs
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
+from bert_pruning.modeling.official import READER_ERRORS
 from bert_pruning.training.step import INPUT_NAMES
 
 
@@ -44,11 +45,6 @@ class Plan:
     save_steps: int = 500
     log_steps: int = 10
     accumulation: int = 1
-
-
-# The reader gives some of TensorFlow's errors as Python's own.
-_DAMAGE = (tf.errors.OpError, AssertionError, LookupError)
-_DAMAGE += (RuntimeError, ValueError)
 
 
 class Interrupted(Exception):
@@ -408,7 +404,7 @@ class Trainer:
             return 0, []
         try:
             self._manager.checkpoint.restore(latest).assert_consumed()
-        except _DAMAGE as error:
+        except (AssertionError, *READER_ERRORS) as error:
             raise UserError(
                 f"The checkpoint to resume from, {latest}, is damaged: "
                 f"{error}. Start anew with --overwrite."
