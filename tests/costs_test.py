@@ -1,5 +1,6 @@
 """Every ratio is right, and says what it is over."""
 
+import dataclasses
 import gzip
 
 import numpy as np
@@ -79,3 +80,25 @@ def test_zeros_are_compressed():
     dense = np.random.default_rng(0).standard_normal(10_000)
     sparse = np.where(np.arange(10_000) % 20, 0.0, dense)
     assert costs.stored_bytes([sparse])[1] < costs.stored_bytes([dense])[1] / 5
+
+
+def test_parameters_and_operations_are_counted_from_the_shape():
+    assert costs.parameters(BERT_BASE, 2) == sum(bert_base_sizes().values())
+    assert costs.parameters(BERT_BASE) == 109_483_778 - 2 * 769
+    # The figures of ROSITA, for each token of 128.
+    assert costs.encoder_macs(BERT_BASE, 128) / 128 == 87_293_952
+    small = dataclasses.replace(
+        BERT_BASE,
+        num_heads=(2,) * 8,
+        intermediate_sizes=(512,) * 8,
+        embedding_rank=128,
+    )
+    assert costs.parameters(small, 2) == 14_474_754
+    assert costs.encoder_macs(small, 128) / 128 == 9_699_328
+
+
+def test_units_and_what_is_left_cost_a_layer():
+    head, neuron, fixed = costs.unit_costs(BERT_BASE, "parameters")
+    sizes = bert_base_sizes()
+    layers = sum(n for name, n in sizes.items() if name.startswith("layer_"))
+    assert fixed + 144 * head + 12 * 3072 * neuron == layers

@@ -1,0 +1,239 @@
+"""How much each head, neuron and layer matters, as plain arrays.
+
+Scores come from a pass over the data (`training.scoring`), from the weights
+alone, or from chance. What is done with them is `structure`'s business.
+"""
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+
+from bert_pruning.errors import UserError
+from bert_pruning.modeling.config import BertConfig
+
+# The kernels whose weights speak for a unit: the attention output for a head,
+# both of the feed-forward network for a neuron.
+SCORED_PARTS = ("attention_output", "intermediate", "output")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The importance of each unit; higher is more important.
+
+    Args:
+        heads: tuple of float arrays, `[heads]` of each layer.
+        neurons: tuple of float arrays, `[neurons]` of each layer.
+        about: dict from str to str. What they were computed on: method,
+            checkpoint, `fingerprint` of its weights, task, examples.
+
+    Example:
+
+    ```python
+    scores = taylor_scores(config, weights, gradients)
+    scores.heads[0].argmax()  # the first layer's most important head
+    scores.save("scores.npz")
+    ```
+    """
+
+    heads: tuple[np.ndarray, ...]
+    neurons: tuple[np.ndarray, ...]
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("heads", "neurons"):
+            rows = tuple(np.asarray(row) for row in getattr(self, name))
+            object.__setattr__(self, name, rows)
+            for layer, row in enumerate(rows):
+                if not np.isfinite(row).all():
+                    raise UserError(
+                        f"The scores of the {name} of layer {layer} are not "
+                        "all finite. Is the model broken?"
+                    )
+
+    @property
+    def layers(self) -> np.ndarray:
+        """The importance of each layer, the sum of its units'."""
+        pairs = zip(self.heads, self.neurons, strict=True)
+        return np.array(
+            [heads.sum() + neurons.sum() for heads, neurons in pairs]
+        )
+
+    def check_fits(self, config: BertConfig):
+        """Checks that the scores are those of a model of this shape.
+
+        Raises:
+            UserError: if they are not.
+        """
+        ours = (
+            tuple(map(len, self.heads)),
+            tuple(map(len, self.neurons)),
+        )
+        if ours != (config.num_heads, config.intermediate_sizes):
+            raise UserError(
+                f"The scores are of a model with heads {list(ours[0])} and "
+                f"neurons {list(ours[1])}; this one has "
+                f"{list(config.num_heads)} and "
+                f"{list(config.intermediate_sizes)}."
+            )
+
+    def save(self, path):
+        """Writes the scores to an `.npz` file.
+
+        It holds `about` (JSON), `layers`, and `heads_{i}` and `neurons_{i}` of
+        each layer.
+        """
+        arrays = {"about": json.dumps(dict(self.about)), "layers": self.layers}
+        for i, (heads, neurons) in enumerate(
+            zip(self.heads, self.neurons, strict=True)
+        ):
+            arrays[f"heads_{i}"], arrays[f"neurons_{i}"] = heads, neurons
+        np.savez(path, **arrays)
+
+    @classmethod
+    def load(cls, path):
+        """Reads scores that `save` wrote.
+
+        Raises:
+            UserError: if the file is missing, damaged or holds no scores.
+        """
+        try:
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in file.files}
+            depth = len(arrays.pop("layers"))
+            return cls(
+                about=json.loads(str(arrays.pop("about"))),
+                **{
+                    unit: tuple(arrays[f"{unit}_{i}"] for i in range(depth))
+                    for unit in ("heads", "neurons")
+                },
+            )
+        except OSError as error:
+            if error.strerror:
+                raise UserError(
+                    f"Cannot read {path}: {error.strerror}."
+                ) from error
+            raise _no_scores(path, error) from error
+        except (
+            AttributeError,
+            EOFError,
+            KeyError,
+            TypeError,
+            zipfile.BadZipFile,
+        ) as error:
+            raise _no_scores(path, error) from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except ValueError as error:
+            raise _no_scores(path, error) from error
+
+
+def _no_scores(path, error):
+    return UserError(
+        f"{path} holds no scores ({error}). Write it anew by the command "
+        "`score`."
+    )
+
+
+def taylor_scores(
+    config: BertConfig,
+    weights: Mapping[str, np.ndarray],
+    gradients: Mapping[str, np.ndarray],
+    about: Mapping[str, str] | None = None,
+) -> Scores:
+    """Scores by the first-order Taylor expansion of the loss.
+
+    The importance of a weight is `|w * sum_b |dL_b/dw||`, with the loss `L_b`
+    of each batch. A head's is the sum over its rows of the attention output
+    kernel, a neuron's that over its column of the intermediate kernel and its
+    row of the output kernel.
+
+    Args:
+        config: BertConfig. The shape.
+        weights: dict from canonical name to array.
+        gradients: dict from canonical name to array. Of each kernel of
+            `SCORED_PARTS`, the sum over batches of the gradient's magnitude.
+        about: dict. See `Scores`.
+
+    Returns:
+        `Scores`.
+
+    Reference: [ROSITA](https://arxiv.org/abs/2103.11367), after
+    [Importance Estimation](https://arxiv.org/abs/1906.10771).
+    """
+
+    def importance(layer, part):
+        name = f"layer_{layer}_{part}/kernel"
+        # In float64: sums over thousands of weights shall not depend on order.
+        return np.abs(weights[name].astype(np.float64)) * gradients[name]
+
+    return Scores(
+        heads=tuple(
+            _per_head(importance(i, "attention_output"), config.head_size)
+            for i in range(config.num_layers)
+        ),
+        neurons=tuple(
+            importance(i, "intermediate").sum(0)
+            + importance(i, "output").sum(1)
+            for i in range(config.num_layers)
+        ),
+        about=about or {},
+    )
+
+
+def magnitude_scores(
+    config: BertConfig,
+    weights: Mapping[str, np.ndarray],
+    about: Mapping[str, str] | None = None,
+) -> Scores:
+    """Scores by the sum of the weights' magnitudes, of the same kernels.
+
+    Args:
+        config: BertConfig. The shape.
+        weights: dict from canonical name to array.
+        about: dict. See `Scores`.
+    """
+    ones = {
+        f"layer_{i}_{part}/kernel": np.float64(1.0)
+        for i in range(config.num_layers)
+        for part in SCORED_PARTS
+    }
+    return taylor_scores(config, weights, ones, about)
+
+
+def random_scores(
+    config: BertConfig, seed: int, about: Mapping[str, str] | None = None
+) -> Scores:
+    """Scores by chance, uniform in [0, 1): what others have to beat.
+
+    Args:
+        config: BertConfig. The shape.
+        seed: int.
+        about: dict. See `Scores`.
+    """
+    generator = np.random.default_rng(seed)
+    return Scores(
+        heads=tuple(generator.random(size) for size in config.num_heads),
+        neurons=tuple(
+            generator.random(size) for size in config.intermediate_sizes
+        ),
+        about=about or {},
+    )
+
+
+def fingerprint(weights: Mapping[str, np.ndarray]) -> str:
+    """Returns a short hash of the encoder's weights, to know them again."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        if name.startswith("layer_"):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(weights[name]).data)
+    return digest.hexdigest()[:16]
+
+
+def _per_head(importance, head_size):
+    heads = importance.shape[0] // head_size
+    return importance.reshape(heads, -1).sum(1)

@@ -1,0 +1,305 @@
+"""Which heads and neurons of a BERT are kept, layer by layer.
+
+A `Structure` is made from scores and a budget, and read from or written to a
+file. `surgery.shrink` cuts a model down to it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from bert_pruning.compression import costs
+from bert_pruning.compression.importance import Scores
+from bert_pruning.errors import UserError
+from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.files import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """The units of a model that are kept.
+
+    A layer without a unit is dropped, its residual connections with it.
+
+    Args:
+        num_heads: tuple of ints. Heads in each layer of the whole model.
+        intermediate_sizes: tuple of ints. Neurons in each layer of it.
+        heads: tuple of tuples of ints. Kept heads of each layer, rising.
+        neurons: tuple of tuples of ints. Kept neurons of each layer, rising.
+
+    Raises:
+        UserError: if a unit does not exist or occurs twice, or a layer keeps
+            heads but no neurons or neurons but no heads, or nothing is kept.
+
+    Example:
+
+    ```python
+    structure = keep_top(config, scores, num_heads=2, num_neurons=512)
+    structure.name  # "a2_l12_f512"
+    ```
+    """
+
+    num_heads: tuple[int, ...]
+    intermediate_sizes: tuple[int, ...]
+    heads: tuple[tuple[int, ...], ...]
+    neurons: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self):
+        whole = {"heads": self.num_heads, "neurons": self.intermediate_sizes}
+        for unit, sizes in whole.items():
+            kept = tuple(tuple(map(int, row)) for row in getattr(self, unit))
+            object.__setattr__(self, unit, kept)
+            if len(kept) != len(self.num_heads):
+                raise UserError(
+                    f"A structure of {len(self.num_heads)} layers needs a list "
+                    f"of {unit} for each. Received: {len(kept)}."
+                )
+            for layer, (row, size) in enumerate(zip(kept, sizes, strict=True)):
+                rising = all(a < b for a, b in zip(row, row[1:], strict=False))
+                if not rising or (row and not 0 <= row[0] <= row[-1] < size):
+                    raise UserError(
+                        f"Layer {layer} has {size} {unit}; those kept must be "
+                        f"given once each, in rising order. Received: {row}."
+                    )
+        for layer in range(len(self.num_heads)):
+            if bool(self.heads[layer]) != bool(self.neurons[layer]):
+                raise UserError(
+                    f"Layer {layer} must keep a head and a neuron at least, or "
+                    "neither, and is dropped then. Received: "
+                    f"{len(self.heads[layer])} heads, "
+                    f"{len(self.neurons[layer])} neurons."
+                )
+        if not self.layers:
+            raise UserError("The structure keeps no layer at all.")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that are kept, rising."""
+        return tuple(i for i, row in enumerate(self.heads) if row)
+
+    @property
+    def name(self) -> str:
+        """Short for the shape: heads, layers and neurons, "a2_l8_f512"."""
+        heads = _span([len(self.heads[i]) for i in self.layers])
+        neurons = _span([len(self.neurons[i]) for i in self.layers])
+        return f"a{heads}_l{len(self.layers)}_f{neurons}"
+
+    def check_fits(self, config: BertConfig):
+        """Checks that the structure is one of a model of this shape.
+
+        Raises:
+            UserError: if it is not.
+        """
+        theirs = config.num_heads, config.intermediate_sizes
+        if (self.num_heads, self.intermediate_sizes) != theirs:
+            raise UserError(
+                "The structure is of a model with heads "
+                f"{list(self.num_heads)} and neurons "
+                f"{list(self.intermediate_sizes)}; this one has "
+                f"{list(config.num_heads)} and "
+                f"{list(config.intermediate_sizes)}."
+            )
+
+    def shrink(self, config: BertConfig) -> BertConfig:
+        """Returns the shape of a model with the kept units alone."""
+        self.check_fits(config)
+        return dataclasses.replace(
+            config,
+            num_heads=tuple(len(self.heads[i]) for i in self.layers),
+            intermediate_sizes=tuple(len(self.neurons[i]) for i in self.layers),
+        )
+
+    def save(self, path):
+        """Writes the structure as JSON."""
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(self)) + "\n")
+
+    @classmethod
+    def load(cls, path):
+        """Reads a structure that `save` wrote.
+
+        Raises:
+            UserError: if the file is missing or holds no structure.
+        """
+        values = read_json(path)
+        names = [field.name for field in dataclasses.fields(cls)]
+        if sorted(values) != sorted(names):
+            raise UserError(
+                f"{path} is no structure: it needs the keys {', '.join(names)}."
+            )
+        try:
+            sizes = {name: _integers(values[name]) for name in names[:2]}
+            units = {
+                name: tuple(_integers(row) for row in values[name])
+                for name in names[2:]
+            }
+        except TypeError as error:
+            raise UserError(
+                f"{path} is no structure: it needs lists of whole numbers "
+                f"({error})."
+            ) from error
+        return cls(**sizes, **units)
+
+
+def keep_top(
+    config: BertConfig,
+    scores: Scores | None = None,
+    num_layers: int | None = None,
+    num_heads: int | None = None,
+    num_neurons: int | None = None,
+) -> Structure:
+    """Keeps the same number of heads and neurons in every layer: the best.
+
+    Layers are dropped from the top. Units are compared within their layer,
+    and of equal ones the first stays.
+
+    Args:
+        config: BertConfig. The whole model.
+        scores: Scores or None. Needed where heads or neurons are cut.
+        num_layers: int or None. Layers kept; None keeps all, here as below.
+        num_heads: int or None. Heads kept in each layer.
+        num_neurons: int or None. Neurons kept in each layer.
+
+    Raises:
+        UserError: if there are fewer units than shall be kept, or scores are
+            missing or those of another shape.
+
+    Example:
+
+    ```python
+    keep_top(config, scores, num_layers=8, num_heads=2, num_neurons=512)
+    ```
+
+    Reference: [ROSITA](https://arxiv.org/abs/2103.11367).
+    """
+    depth = config.num_layers
+    num_layers = _check_budget("--num_layers", num_layers, depth)
+    layers = range(num_layers)
+    if scores is not None:
+        scores.check_fits(config)
+
+    def top(flag, unit, sizes, wanted):
+        kept = [()] * depth
+        for i in layers:
+            number = _check_budget(flag, wanted, sizes[i], f"layer {i}")
+            if number == sizes[i]:
+                kept[i] = tuple(range(number))
+            elif scores is None:
+                raise UserError(
+                    f"{flag}={wanted} needs --scores: which of the {sizes[i]} "
+                    f"{unit} of layer {i} matter?"
+                )
+            else:
+                kept[i] = _best(getattr(scores, unit)[i], number)
+        return tuple(kept)
+
+    return Structure(
+        config.num_heads,
+        config.intermediate_sizes,
+        top("--keep_heads", "heads", config.num_heads, num_heads),
+        top(
+            "--ffn_hidden_dim",
+            "neurons",
+            config.intermediate_sizes,
+            num_neurons,
+        ),
+    )
+
+
+def within_budget(
+    config: BertConfig,
+    scores: Scores,
+    cost: str,
+    ratio: float,
+    length: int = 128,
+) -> Structure:
+    """Keeps the units worth most for their cost, in all layers together.
+
+    Heads and neurons are ranked by importance per multiply-accumulate
+    operation (or parameter) and dropped from the bottom until the encoder
+    costs no more than its share. Each layer keeps one head and one neuron.
+
+    Args:
+        config: BertConfig. The whole model.
+        scores: Scores. Heads and neurons in one unit, as of `taylor_scores`.
+        cost: str. "macs" or "parameters", of the encoder's layers.
+        ratio: float in (0, 1]. Share of the cost that may stay.
+        length: int. Tokens, for the multiply-accumulate operations.
+
+    Raises:
+        UserError: if the ratio is out of range, or cannot be reached.
+
+    Example:
+
+    ```python
+    within_budget(config, scores, "macs", 0.5)
+    ```
+    """
+    flag = {"macs": "--mac_ratio", "parameters": "--param_ratio"}[cost]
+    if not 0.0 < ratio <= 1.0:
+        raise UserError(
+            f"{flag} is a share of the encoder and must lie in (0, 1]. "
+            f"Received: {ratio}."
+        )
+    scores.check_fits(config)
+    per_head, per_neuron, fixed = costs.unit_costs(config, cost, length)
+    units = [
+        (score / price, price, unit, layer, index)
+        for unit, price in (("heads", per_head), ("neurons", per_neuron))
+        for layer, row in enumerate(getattr(scores, unit))
+        for index, score in enumerate(row)
+    ]
+    units.sort(key=lambda entry: entry[0])
+    total = fixed + sum(entry[1] for entry in units)
+    budget = ratio * total
+    kept = {
+        "heads": [set(range(size)) for size in config.num_heads],
+        "neurons": [set(range(size)) for size in config.intermediate_sizes],
+    }
+    for _, price, unit, layer, index in units:
+        if total <= budget:
+            break
+        if len(kept[unit][layer]) > 1:
+            kept[unit][layer].remove(index)
+            total -= price
+    if total > budget:
+        raise UserError(
+            f"{flag}={ratio:g} cannot be reached: one head and one neuron in "
+            f"each of the {config.num_layers} layers, with what no unit "
+            f"costs, are {total / (budget / ratio):.3g}. Drop layers first."
+        )
+    rows = {
+        unit: tuple(tuple(sorted(row)) for row in layers)
+        for unit, layers in kept.items()
+    }
+    return Structure(config.num_heads, config.intermediate_sizes, **rows)
+
+
+def _check_budget(flag, wanted, size, where="the model"):
+    if wanted is None:
+        return size
+    if not 0 < wanted <= size:
+        raise UserError(
+            f"{flag} must lie in 1 to {size}, what {where} has. Received: "
+            f"{wanted}."
+        )
+    return wanted
+
+
+def _best(scores, number):
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    return tuple(sorted(order[:number].tolist()))
+
+
+def _span(sizes: Sequence[int]):
+    low, high = min(sizes), max(sizes)
+    return f"{low}" if low == high else f"{low}-{high}"
+
+
+def _integers(values):
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"not {value!r}")
+    return tuple(values)

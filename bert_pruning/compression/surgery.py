@@ -1,0 +1,138 @@
+"""Cuts a BERT smaller: heads, neurons and layers, and the embeddings' rank.
+
+Pure functions on a shape and its arrays. The model that comes out is an
+ordinary one with a smaller `BertConfig`; its hidden states keep their width.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from bert_pruning.compression.structure import Structure
+from bert_pruning.errors import UserError
+from bert_pruning.modeling.config import BertConfig
+
+Arrays = Mapping[str, np.ndarray]
+
+_LAYER_NAME = re.compile(r"layer_(\d+)_(\w+)/(\w+)")
+
+# The axis of a layer's array that its heads or neurons lie along; what is not
+# here has the width of the hidden states.
+_UNIT_AXES = {
+    ("query", "kernel"): ("heads", 1),
+    ("query", "bias"): ("heads", 0),
+    ("key", "kernel"): ("heads", 1),
+    ("key", "bias"): ("heads", 0),
+    ("value", "kernel"): ("heads", 1),
+    ("value", "bias"): ("heads", 0),
+    ("attention_output", "kernel"): ("heads", 0),
+    ("intermediate", "kernel"): ("neurons", 1),
+    ("intermediate", "bias"): ("neurons", 0),
+    ("output", "kernel"): ("neurons", 0),
+}
+
+
+def shrink(
+    config: BertConfig, weights: Arrays, structure: Structure
+) -> tuple[BertConfig, dict[str, np.ndarray]]:
+    """Cuts everything out that a structure does not keep.
+
+    The logits are those of the whole model with the outgoing weights of the
+    other units at zero; a dropped layer is skipped altogether.
+
+    Args:
+        config: BertConfig. The shape of the whole model.
+        weights: dict from canonical name to array. Its weights, or anything
+            of the same names and shapes, such as an optimizer's slots.
+        structure: Structure. The units kept.
+
+    Returns:
+        The smaller shape and arrays.
+
+    Raises:
+        UserError: if the structure is one of another shape.
+
+    Example:
+
+    ```python
+    structure = keep_top(config, scores, num_heads=2, num_neurons=512)
+    config, weights = shrink(config, weights, structure)
+    ```
+
+    Reference: [ROSITA](https://arxiv.org/abs/2103.11367).
+    """
+    smaller = structure.shrink(config)
+    new_layer = {old: new for new, old in enumerate(structure.layers)}
+    within = np.arange(config.head_size)
+    arrays = {}
+    for name, array in weights.items():
+        match = _LAYER_NAME.fullmatch(name)
+        if match is None:
+            arrays[name] = array
+            continue
+        layer, part, weight = int(match[1]), match[2], match[3]
+        if layer not in new_layer:
+            continue
+        unit, axis = _UNIT_AXES.get((part, weight), (None, None))
+        if unit is not None:
+            kept = np.array(getattr(structure, unit)[layer])
+            if unit == "heads":
+                kept = (kept[:, np.newaxis] * config.head_size + within).ravel()
+            array = np.take(array, kept, axis)
+        arrays[f"layer_{new_layer[layer]}_{part}/{weight}"] = array
+    return smaller, arrays
+
+
+def factorize_embeddings(
+    config: BertConfig, weights: Arrays, rank: int
+) -> tuple[BertConfig, dict[str, np.ndarray]]:
+    """Replaces the word embeddings by their best product of a lower rank.
+
+    The table E becomes E1 of shape `(vocab_size, rank)` times E2 of shape
+    `(rank, hidden_size)`, from the singular value decomposition of E, the
+    singular values in E1. Factors that were trained since are decomposed
+    anew: cutting their columns would not be the best approximation.
+
+    Args:
+        config: BertConfig.
+        weights: dict from canonical name to array.
+        rank: int in [1, current rank]; of a table that is not factorised yet,
+            up to `hidden_size`.
+
+    Returns:
+        The new shape and arrays.
+
+    Raises:
+        UserError: if the rank is out of range.
+
+    Example:
+
+    ```python
+    config, weights = factorize_embeddings(config, weights, 128)
+    ```
+
+    Reference: [ROSITA](https://arxiv.org/abs/2103.11367).
+    """
+    current = config.embedding_rank or config.hidden_size
+    limit = min(current, config.vocab_size)
+    if not 0 < rank <= limit:
+        raise UserError(
+            f"--emb_hidden_dim must lie in 1 to {limit}, the rank of the "
+            f"model's embeddings. Received: {rank}."
+        )
+    arrays = dict(weights)
+    # The right singular vectors are the eigenvectors of a small matrix; the
+    # table times them is the left factor. In float64 nothing is lost by it.
+    table = arrays["word_embeddings/embeddings"].astype(np.float64)
+    gram = table.T @ table
+    projection = np.eye(config.hidden_size)
+    if config.embedding_rank:
+        projection = arrays["embedding_projection/kernel"].astype(np.float64)
+    _, vectors = np.linalg.eigh(projection.T @ gram @ projection)
+    basis = vectors[:, ::-1][:, :rank]
+    left = table @ (projection @ basis)
+    arrays["word_embeddings/embeddings"] = left.astype(np.float32)
+    arrays["embedding_projection/kernel"] = basis.T.astype(np.float32)
+    return dataclasses.replace(config, embedding_rank=rank), arrays
