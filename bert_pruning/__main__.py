@@ -3,6 +3,8 @@
     train     fine-tunes, distils and prunes
     evaluate  scores a checkpoint on a labelled split
     predict   writes GLUE submission files
+    score     tells how much each head, neuron and layer matters
+    shrink    cuts a model down to what matters most
     report    counts parameters, zeros and bytes
     fetch     downloads official checkpoints and data sets
     run_all   trains every task at every learning rate, then prunes
@@ -28,7 +30,16 @@ _HELP = {
     for name in ("h", "help", "helpshort", "helpfull")
 }
 
-COMMANDS = ("train", "evaluate", "predict", "report", "fetch", "run_all")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "score",
+    "shrink",
+    "report",
+    "fetch",
+    "run_all",
+)
 
 
 def main(argv=None):

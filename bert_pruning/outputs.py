@@ -1,10 +1,15 @@
-"""Where a command writes: checked before the long work, not after it.
+"""What a command shows and where it writes.
 
-check_writable("runs/mrpc")
+check_writable("runs/mrpc")  # Before the long work, not after it.
+for batch in progress_bar(batches, desc="scoring", unit="step"):
+    ...
 """
 
 import os
+import sys
 import tempfile
+
+import tqdm
 
 from bert_pruning.errors import UserError
 
@@ -36,4 +41,19 @@ def cannot_write(
     return UserError(
         f"Cannot write to {path}: {error.strerror or error}. Free some space, "
         f"or choose another {flag}."
+    )
+
+
+def progress_bar(*args, **options) -> tqdm.tqdm:
+    """Returns a `tqdm.tqdm` that writes little into a file.
+
+    On a terminal it moves; in a log a line every half minute is enough.
+    """
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm.tqdm(
+        *args,
+        mininterval=interval,
+        maxinterval=interval,
+        dynamic_ncols=True,
+        **options,
     )

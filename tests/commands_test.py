@@ -16,6 +16,7 @@ from defined_flags import defined_flags
 from folders import contents
 
 from bert_pruning.commands import assembly
+from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.compression import costs
@@ -241,7 +242,7 @@ def test_precision_and_devices_are_set_by_flags(place, tmp_path, monkeypatch):
 
     def noting(self):
         seen.append(keras.mixed_precision.global_policy().name)
-        seen.append(self.strategy.num_replicas_in_sync)
+        seen.append(self._stepper.strategy.num_replicas_in_sync)
         raise trainer.Interrupted("Stopped")
 
     monkeypatch.setattr(trainer.Trainer, "train", noting)
@@ -574,7 +575,7 @@ def test_a_teachers_features_and_map_are_checked(refused, place):
 
 
 def test_the_features_are_those_that_have_a_loss():
-    assert set(shared.FEATURES) == set(distillation.LOSSES)
+    assert set(distillation_flags.FEATURES) == set(distillation.LOSSES)
 
 
 def test_a_classifier_that_nothing_teaches_is_refused(refused, place):

@@ -11,8 +11,8 @@ from bert_pruning.modeling import bert
 from bert_pruning.training import distillation
 from bert_pruning.training.distillation import Match
 from bert_pruning.training.distillation import build_matches
+from bert_pruning.training.distillation import default_layer_map
 from bert_pruning.training.distillation import explicit_layer_map
-from bert_pruning.training.distillation import uniform_layer_map
 
 CONFIG = tiny_bert.tiny_config()
 
@@ -159,21 +159,34 @@ def test_the_temperature_of_a_match_is_used():
 
 
 def test_twelve_layers_map_onto_six_as_in_the_paper():
-    assert uniform_layer_map("hidden", 6, 12) == (
+    assert default_layer_map("hidden", 6, 12) == (
         *((0, 0), (1, 2), (2, 4), (3, 6)),
         *((4, 8), (5, 10), (6, 12)),
     )
-    assert uniform_layer_map("attention", 6, 12) == (
+    assert default_layer_map("attention", 6, 12) == (
         *((0, 1), (1, 3), (2, 5)),
         *((3, 7), (4, 9), (5, 11)),
     )
 
 
 def test_equal_depths_map_layer_to_layer():
-    hidden = uniform_layer_map("hidden", 12, 12)
-    attention = uniform_layer_map("attention", 12, 12)
+    hidden = default_layer_map("hidden", 12, 12)
+    attention = default_layer_map("attention", 12, 12)
     assert hidden == tuple((j, j) for j in range(13))
     assert attention == tuple((j, j) for j in range(12))
+
+
+def test_unequal_depths_leave_out_states_as_rosita_does():
+    hidden = [teacher for _, teacher in default_layer_map("hidden", 8, 12)]
+    assert hidden == [0, 1, 3, 4, 6, 7, 9, 10, 12]
+    attention = [teacher for _, teacher in default_layer_map("attention", 4, 6)]
+    assert attention == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize("depths", [(7, 12), (5, 12), (13, 12), (4, 3)])
+def test_depths_without_a_default_map_are_refused(depths):
+    with pytest.raises(UserError, match="no default map.*--layer_map"):
+        default_layer_map("hidden", *depths)
 
 
 def test_an_explicit_map_names_the_layer_that_makes_each_state():
@@ -189,7 +202,7 @@ def test_an_explicit_map_names_the_layer_that_makes_each_state():
 def test_an_explicit_map_may_be_the_uniform_one():
     for feature in ("hidden", "attention"):
         explicit = explicit_layer_map(feature, (0, 2, 4, 6), 3, 6)
-        assert explicit == uniform_layer_map(feature, 3, 6)
+        assert explicit == default_layer_map(feature, 3, 6)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +246,7 @@ def test_no_feature_is_no_match():
         (["logit"], {}, {}, "logits, hidden, attention.*'logit'"),
         (["logits"] * 2, {}, {}, "twice.*logits,logits"),
         (["logits"], {}, {"temperature": 0.0}, "temperature.*0.0"),
-        (["hidden"], {"num_layers": 3}, {}, "2 layers.*3.*--layer_map"),
+        (["hidden"], {"num_layers": 5}, {}, "2 layers.*5.*--layer_map"),
         (["hidden"], {"num_layers": 1}, {}, "2 layers.*1"),
         (["hidden"], {"hidden_size": 16}, {}, "student 8, teacher 16"),
         (["attention"], {"num_heads": 4}, {}, "layer 0 with 2.*0 with 4"),

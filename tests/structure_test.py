@@ -91,7 +91,7 @@ class TestWithinBudget:
     @pytest.mark.parametrize("cost", ["macs", "parameters"])
     def test_the_budget_is_used_and_kept(self, cost, ratio):
         scores = random_scores(self.config, 0)
-        structure = within_budget(self.config, scores, cost, ratio, 128)
+        structure = within_budget(self.config, scores, cost, ratio, length=128)
         shape = structure.shrink(self.config)
 
         def spent(config):

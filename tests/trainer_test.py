@@ -91,7 +91,7 @@ def make_trainer(directory, model=None, evaluate=None, plan=None, **options):
     run = Run(directory)
     run.begin()
 
-    def metrics():
+    def metrics(model):
         """Something that depends on every weight."""
         total = sum(
             float(np.abs(array).astype(np.float64).sum())
@@ -99,7 +99,7 @@ def make_trainer(directory, model=None, evaluate=None, plan=None, **options):
         )
         return {"eval_accuracy": total % 1, "eval_loss": total}
 
-    def save_model(best):
+    def save_model(model, best):
         path = pathlib.Path(best, "weights.npz")
         np.savez(path, **bert.get_weights(model.student))
 
@@ -119,7 +119,7 @@ def scripted(values):
     """An evaluation that returns (accuracy, loss) pairs one by one."""
     pairs = iter(values)
 
-    def evaluate():
+    def evaluate(model):
         accuracy, loss = next(pairs)
         return {"eval_accuracy": accuracy, "eval_loss": loss}
 
@@ -254,8 +254,8 @@ def test_kernels_are_sparse_after_each_step_and_in_each_checkpoint(tmp_path):
             assert np.count_nonzero(kernel) == kept, (wrapper.name, step)
         seen.append(step)
 
-    def evaluate():
-        check(int(trainer.model.steps_done))
+    def evaluate(model):
+        check(int(model.steps_done))
         return {"eval_accuracy": 0.5, "eval_loss": 1.0}
 
     def stop_after(batch):
@@ -269,7 +269,7 @@ def test_kernels_are_sparse_after_each_step_and_in_each_checkpoint(tmp_path):
     run_step = trainer._run_step
     # Between two steps masks are those of the step before.
     trainer._run_step = stop_after
-    save = trainer._manager.save
+    save = trainer._snapshots.manager.save
 
     def check_saved(checkpoint_number):
         path = save(checkpoint_number=checkpoint_number)
@@ -289,7 +289,7 @@ def test_kernels_are_sparse_after_each_step_and_in_each_checkpoint(tmp_path):
             assert np.count_nonzero(kernel) == kept
         seen.append(f"saved {checkpoint_number}")
 
-    trainer._manager.save = check_saved
+    trainer._snapshots.manager.save = check_saved
     trainer.train()
     assert seen == [
         *(0, 1, "saved 2", 2, 3, 4, "saved 4"),
@@ -324,7 +324,7 @@ def crash_at(trainer, place, call):
         "evaluation": (trainer, "evaluate"),
         "metrics": (trainer.run, "write_metrics"),
         "best": (trainer, "save_model"),
-        "saving": (trainer._manager, "save"),
+        "saving": (trainer._snapshots.manager, "save"),
     }[place]
     action = getattr(owner, name)
     calls = []
@@ -486,7 +486,7 @@ def test_the_step_that_failed_is_named_not_the_one_that_noticed(tmp_path):
 
 def test_a_full_disk_keeps_the_former_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path)
-    save = trainer._manager.save
+    save = trainer._snapshots.manager.save
 
     def with_little_space(checkpoint_number):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -497,7 +497,7 @@ def test_a_full_disk_keeps_the_former_checkpoint(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    trainer._manager.save = with_little_space
+    trainer._snapshots.manager.save = with_little_space
     with pytest.raises(UserError, match=f"(?s){tmp_path}.*Free some space"):
         trainer.train()
     again = make_trainer(tmp_path)

@@ -4,14 +4,16 @@ Imports TensorFlow, so `train` imports it late, after the flags are read.
 """
 
 import functools
+import math
 
 import tensorflow as tf
 import tf_keras as keras
 from absl import flags
 
+from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
-from bert_pruning.commands import methods
+from bert_pruning.commands import pruning_flags
 from bert_pruning.compression import pruning
 from bert_pruning.data import pipeline
 from bert_pruning.errors import UserError
@@ -19,9 +21,11 @@ from bert_pruning.modeling import bert
 from bert_pruning.modeling import checkpoints
 from bert_pruning.training import evaluation
 from bert_pruning.training import optimization
+from bert_pruning.training import scoring
 from bert_pruning.training import step
 from bert_pruning.training import trainer
 from bert_pruning.training.run import Run
+from bert_pruning.training.shrinking import IterativeShrinking
 from bert_pruning.training.summaries import Summaries
 
 FLAGS = flags.FLAGS
@@ -43,41 +47,37 @@ def train():
     task = _training_task()
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
-    methods.check_pruning(checkpoint.config)
-    build_teacher, matches = _load_teacher(checkpoint, task)
+    pruning_flags.check_model(checkpoint.config)
+    teacher = inputs.load_teacher(checkpoint, task)
+    if teacher is not None:
+        for shape in pruning_flags.shapes_of(checkpoint.config):
+            distillation_flags.build_matches(shape, teacher[0])
     dev_sets, batches = _read_data(task, tokenizer)
     plan = _plan(batches)
-    sparsity = methods.build_sparsity(plan.num_steps)
+    builder = _ModelBuilder(
+        task,
+        plan.num_steps,
+        pruning_flags.build_sparsity(plan.num_steps),
+        pruning_flags.build_shrinkage(checkpoint.config, plan.num_steps),
+    )
     # Whatever could be wrong has been looked at; now replace what was there.
     run.begin()
     LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
 
     with strategy.scope():
-        keras.utils.set_random_seed(FLAGS.seed)
-        student = _build_student(checkpoint, task)
-        teacher = pruner = None
-        if build_teacher is not None:
-            teacher = build_teacher()
-            _judge_teacher(teacher, task, dev_sets[""])
-        if sparsity is not None:
-            student = pruning.wrap(student, sparsity)
-            pruner = pruning.Pruner(student, sparsity)
-        model = step.DistillationModel(
-            student,
-            teacher,
-            matches,
-            label_weight=shared.label_weight(),
-            pruner=pruner,
-            seed=FLAGS.seed,
-            jit_compile=FLAGS.jit_compile,
+        if teacher is not None:
+            builder.set_teacher(*teacher)
+            _judge_teacher(builder.teacher, task, dev_sets[""])
+        weights = _initial_weights(checkpoint, task)
+        model = builder.build(
+            checkpoint.config, weights, new_layers=checkpoint.new_layers
         )
-        model.compile(_build_optimizer(student, plan.num_steps))
 
-        def save_model(directory):
+        def save_model(model, directory):
             checkpoints.save_huggingface(
                 directory,
-                checkpoint.config,
-                bert.get_weights(student),
+                model.config,
+                bert.get_weights(model.student),
                 checkpoint.vocabulary,
                 tokenizer.do_lower_case,
                 task.to_dict(),
@@ -99,12 +99,71 @@ def train():
                 plan,
                 run,
                 summaries,
-                _evaluation(student, task, dev_sets),
+                _evaluation(task, dev_sets),
                 task.primary_metric,
                 save_model,
+                builder.shrinking,
             ).train()
     run.finish(results)
     return run
+
+
+class _ModelBuilder:
+    """Builds the models of a training: one, or one for each shape."""
+
+    def __init__(self, task, num_steps, sparsity, shrinkage):
+        self.task = task
+        self.num_steps = num_steps
+        self.sparsity = sparsity
+        self.shrinking = None
+        self.teacher = self.teacher_config = None
+        if shrinkage is not None:
+            self.shrinking = IterativeShrinking(
+                shrinkage, self.build, FLAGS.carry_optimizer
+            )
+
+    def set_teacher(self, config, weights):
+        self.teacher_config = config
+        self.teacher = inputs.build_classifier(config, weights, self.task)
+
+    def build(self, config, weights, start=0, new_layers=()):
+        """Returns a compiled model.
+
+        Args:
+            config: BertConfig.
+            weights: dict of arrays, or None: new ones.
+            start: int. Optimizer steps done before this model's first.
+            new_layers: tuple of str. What `weights` may lack.
+        """
+        keras.utils.set_random_seed(FLAGS.seed)
+        student = bert.build_model(config, self.task.num_outputs)
+        if weights is not None:
+            new = bert.set_weights(student, weights, new_layers)
+            if new:
+                LOG.info("New weights: %s", ", ".join(new))
+        matches, pruner, magnitudes = (), None, None
+        if self.teacher is not None:
+            matches = distillation_flags.build_matches(
+                config, self.teacher_config
+            )
+        if self.sparsity is not None:
+            student = pruning.wrap(student, self.sparsity)
+            pruner = pruning.Pruner(student, self.sparsity)
+        if FLAGS.pruning == "width":
+            magnitudes = scoring.GradientMagnitudes(student)
+        model = step.DistillationModel(
+            student,
+            self.teacher,
+            matches,
+            label_weight=distillation_flags.label_weight(),
+            pruner=pruner,
+            magnitudes=magnitudes,
+            seed=FLAGS.seed,
+            jit_compile=FLAGS.jit_compile,
+            config=config,
+        )
+        model.compile(_build_optimizer(student, self.num_steps, start))
+        return model
 
 
 def _training_task():
@@ -144,21 +203,13 @@ def _pad_multiple():
     return 8 if gpus or FLAGS.mixed_precision != "float32" else 1
 
 
-def _build_student(checkpoint, task):
-    student = bert.build_model(checkpoint.config, task.num_outputs)
-    weights = _initial_weights(checkpoint, task)
-    new = bert.set_weights(student, weights, checkpoint.new_layers)
-    if new:
-        LOG.info("New weights: %s", ", ".join(new))
-    return student
-
-
-def _build_optimizer(student, num_steps):
+def _build_optimizer(student, num_steps, start):
     schedule = optimization.WarmupSchedule(
         FLAGS.learning_rate,
         num_steps,
         int(num_steps * FLAGS.warmup_proportion),
         FLAGS.lr_schedule,
+        start,
     )
     return optimization.build_optimizer(
         student,
@@ -169,11 +220,12 @@ def _build_optimizer(student, num_steps):
     )
 
 
-def _evaluation(student, task, dev_sets):
-    """Returns a function that scores the student on every dev set."""
-    evaluator = evaluation.Evaluator(student)
+def _evaluation(task, dev_sets):
+    """Returns a function that scores a model's student on every dev set."""
+    evaluator_of = functools.lru_cache(maxsize=1)(evaluation.Evaluator)
 
-    def evaluate():
+    def evaluate(model):
+        evaluator = evaluator_of(model.student)
         results = {}
         for suffix, dataset in dev_sets.items():
             found = evaluator.evaluate(task, dataset, FLAGS.eval_batch_size)
@@ -208,29 +260,6 @@ def _initial_weights(checkpoint, task):
     }
 
 
-def _load_teacher(checkpoint, task):
-    """Returns a function that builds the teacher, and what is matched."""
-    if not FLAGS.teacher_checkpoint:
-        return None, ()
-    teacher = inputs.load_checkpoint(FLAGS.teacher_checkpoint)
-    if teacher.vocabulary != checkpoint.vocabulary:
-        raise UserError(
-            f"The teacher {FLAGS.teacher_checkpoint} and "
-            f"{FLAGS.init_checkpoint} have different vocabularies; they would "
-            "read different texts."
-        )
-    other = inputs.other_data(teacher, task)
-    if other:
-        LOG.warning(
-            "The teacher %s was trained on other data, %s.", teacher.path, other
-        )
-    weights = inputs.classifier_weights(teacher, task)
-    build = functools.partial(
-        inputs.build_classifier, teacher.config, weights, task
-    )
-    return build, methods.build_matches(checkpoint.config, teacher.config)
-
-
 def _judge_teacher(teacher, task, dataset):
     found = evaluation.Evaluator(teacher).evaluate(
         task, dataset, FLAGS.eval_batch_size
@@ -254,6 +283,9 @@ def _plan(batches):
     if num_steps is None:
         num_steps = round(batches.num_batches * FLAGS.num_train_epochs)
     num_steps = max(1, num_steps)
+    patience = None
+    if FLAGS.patience is not None:
+        patience = math.ceil(batches.num_batches * FLAGS.patience)
     return trainer.Plan(
         num_steps=num_steps,
         steps_per_epoch=batches.num_batches,
@@ -261,6 +293,7 @@ def _plan(batches):
         save_steps=FLAGS.save_steps,
         log_steps=FLAGS.log_steps,
         accumulation=FLAGS.gradient_accumulation_steps,
+        patience_steps=patience,
     )
 
 

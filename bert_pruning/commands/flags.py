@@ -14,9 +14,6 @@ from bert_pruning.errors import UserError
 FLAGS = flags.FLAGS
 LOG = logging.getLogger("bert_pruning")
 
-# What a student can match with its teacher.
-FEATURES = ("logits", "hidden", "attention")
-
 # The parts of a task that name a column, and their flags.
 COLUMNS = {
     "text_a": "text_a_column",
@@ -136,13 +133,6 @@ def check_length(config):
             f"--max_seq_length={FLAGS.max_seq_length} is longer than the "
             f"{config.max_position_embeddings} positions of the model."
         )
-
-
-def label_weight():
-    """Returns the weight of the loss on the true labels."""
-    if FLAGS.hard_label_weight is not None:
-        return FLAGS.hard_label_weight
-    return 0.0 if FLAGS.distill else 1.0
 
 
 def pair(name):

@@ -129,6 +129,33 @@ def classifier_weights(checkpoint, task):
     return weights
 
 
+def load_teacher(checkpoint, task):
+    """Loads the teacher that the flags name, for a student and its task.
+
+    Returns:
+        Its shape and its weights, outputs in the task's order; None without a
+        teacher.
+
+    Raises:
+        UserError: if it is no teacher of this student.
+    """
+    if not FLAGS.teacher_checkpoint:
+        return None
+    teacher = load_checkpoint(FLAGS.teacher_checkpoint)
+    if teacher.vocabulary != checkpoint.vocabulary:
+        raise UserError(
+            f"The teacher {FLAGS.teacher_checkpoint} and "
+            f"{FLAGS.init_checkpoint} have different vocabularies; they would "
+            "read different texts."
+        )
+    other = other_data(teacher, task)
+    if other:
+        shared.LOG.warning(
+            "The teacher %s was trained on other data, %s.", teacher.path, other
+        )
+    return teacher.config, classifier_weights(teacher, task)
+
+
 def _assumed_labels(checkpoint, task):
     labels = task.labels
     if checkpoint.source == "official" and task.tf1_labels:

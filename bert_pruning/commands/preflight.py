@@ -12,8 +12,9 @@ import shutil
 
 from absl import flags
 
+from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
-from bert_pruning.commands import methods
+from bert_pruning.commands import pruning_flags
 from bert_pruning.commands import train
 from bert_pruning.commands.sweep import Sweep
 from bert_pruning.data.tasks import Task
@@ -79,9 +80,10 @@ def check(sweep: Sweep) -> dict[str, Task]:
                 _set_flags(stage)
                 shared.check_length(checkpoint.config)
                 resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
-                methods.check_pruning(checkpoint.config)
+                pruning_flags.check_model(checkpoint.config)
                 # The teacher is fine-tuned from the same checkpoint.
-                methods.build_matches(checkpoint.config, checkpoint.config)
+                for shape in pruning_flags.shapes_of(checkpoint.config):
+                    distillation_flags.build_matches(shape, checkpoint.config)
     problems.tell()
     waiting = sum(not stage.is_done for stage in stages)
     model_bytes = sum(array.nbytes for array in checkpoint.weights.values())
@@ -126,10 +128,9 @@ def check_space(directory: str | os.PathLike, num_bytes: int) -> None:
 def train_flags() -> list[str]:
     """The names of the flags that `train` understands."""
     modules = FLAGS.flags_by_module_dict()
+    defining = (train, shared, distillation_flags, pruning_flags)
     return [
-        flag.name
-        for module in (train.__name__, shared.__name__)
-        for flag in modules[module]
+        flag.name for module in defining for flag in modules[module.__name__]
     ]
 
 

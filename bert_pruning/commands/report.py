@@ -40,8 +40,9 @@ def main():
     reports = []
     for path in FLAGS.init_checkpoint:
         results = {}
-        if os.path.exists(os.path.join(path, "DONE")):
-            results = runs.read_results(os.path.join(path, "eval_results.txt"))
+        found = os.path.join(path, "eval_results.txt")
+        if os.path.exists(os.path.join(path, "DONE")) and os.path.exists(found):
+            results = runs.read_results(found)
         reports.append(
             report.measure(checkpoints.load_checkpoint(path), results)
         )

@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from bert_pruning.commands import distillation_flags
+from bert_pruning.commands import pruning_flags
 from bert_pruning.commands.stages import Stage
-from bert_pruning.commands.train import DISTILLATION_FLAGS
-from bert_pruning.commands.train import PRUNING_FLAGS
 from bert_pruning.data.tasks import TASKS
 from bert_pruning.errors import UserError
 
@@ -191,6 +191,6 @@ TASK_FILE = "task.cfg"
 PRUNE_FLAGS = (
     "distill",
     "pruning",
-    *DISTILLATION_FLAGS,
-    *PRUNING_FLAGS,
+    *distillation_flags.NAMES,
+    *pruning_flags.NAMES,
 )

@@ -213,6 +213,7 @@ def within_budget(
     scores: Scores,
     cost: str,
     ratio: float,
+    num_layers: int | None = None,
     length: int = 128,
 ) -> Structure:
     """Keeps the units worth most for their cost, in all layers together.
@@ -226,6 +227,7 @@ def within_budget(
         scores: Scores. Heads and neurons in one unit, as of `taylor_scores`.
         cost: str. "macs" or "parameters", of the encoder's layers.
         ratio: float in (0, 1]. Share of the cost that may stay.
+        num_layers: int or None. Layers kept at most; the others go first.
         length: int. Tokens, for the multiply-accumulate operations.
 
     Raises:
@@ -244,31 +246,38 @@ def within_budget(
             f"Received: {ratio}."
         )
     scores.check_fits(config)
+    depth = _check_budget("--num_layers", num_layers, config.num_layers)
     per_head, per_neuron, fixed = costs.unit_costs(config, cost, length)
+    sizes = {"heads": config.num_heads, "neurons": config.intermediate_sizes}
+    prices = {"heads": per_head, "neurons": per_neuron}
+    whole = fixed + sum(
+        price * sum(sizes[unit]) for unit, price in prices.items()
+    )
+    kept = {
+        unit: [set(range(size)) for size in row[:depth]]
+        + [set()] * (config.num_layers - depth)
+        for unit, row in sizes.items()
+    }
+    total = fixed * depth / config.num_layers + sum(
+        price * sum(map(len, kept[unit])) for unit, price in prices.items()
+    )
     units = [
-        (score / price, price, unit, layer, index)
-        for unit, price in (("heads", per_head), ("neurons", per_neuron))
-        for layer, row in enumerate(getattr(scores, unit))
+        (score / prices[unit], unit, layer, index)
+        for unit in prices
+        for layer, row in enumerate(getattr(scores, unit)[:depth])
         for index, score in enumerate(row)
     ]
-    units.sort(key=lambda entry: entry[0])
-    total = fixed + sum(entry[1] for entry in units)
-    budget = ratio * total
-    kept = {
-        "heads": [set(range(size)) for size in config.num_heads],
-        "neurons": [set(range(size)) for size in config.intermediate_sizes],
-    }
-    for _, price, unit, layer, index in units:
-        if total <= budget:
+    for _, unit, layer, index in sorted(units, key=lambda entry: entry[0]):
+        if total <= ratio * whole:
             break
         if len(kept[unit][layer]) > 1:
             kept[unit][layer].remove(index)
-            total -= price
-    if total > budget:
+            total -= prices[unit]
+    if total > ratio * whole:
         raise UserError(
             f"{flag}={ratio:g} cannot be reached: one head and one neuron in "
-            f"each of the {config.num_layers} layers, with what no unit "
-            f"costs, are {total / (budget / ratio):.3g}. Drop layers first."
+            f"each of {depth} layers are {total / whole:.3g} of the encoder. "
+            "Give a lower --num_layers."
         )
     rows = {
         unit: tuple(tuple(sorted(row)) for row in layers)

@@ -36,11 +36,15 @@ class Match:
     temperature: float = 1.0
 
 
-def uniform_layer_map(feature, student_layers, teacher_layers):
-    """Maps a student's layers to every r-th layer of its teacher.
+def default_layer_map(feature, student_layers, teacher_layers):
+    """Maps a student's layers to layers of its teacher, evenly spaced.
 
-    With `r = teacher_layers / student_layers`, hidden state j is matched with
-    the teacher's `j * r`, and layer j's attention with layer `(j + 1) * r - 1`.
+    With `r = teacher_layers / student_layers` a whole number, hidden state j is
+    matched with the teacher's `j * r`. Otherwise ROSITA's rule: of the
+    teacher's hidden states those are left out whose number, counted from 1, is
+    a multiple of r; where the others are not as many as the student's, there
+    is no default. Layer j's attention is matched with that of the layer whose
+    output is matched with layer j's.
 
     Args:
         feature: "hidden" or "attention".
@@ -51,24 +55,37 @@ def uniform_layer_map(feature, student_layers, teacher_layers):
         A tuple of (student index, teacher index).
 
     Raises:
-        UserError: if the teacher's depth is no multiple of the student's.
+        UserError: if there is no default map.
 
     Example:
 
     ```python
-    uniform_layer_map("attention", 2, 6)  # ((0, 2), (1, 5))
+    default_layer_map("attention", 2, 6)  # ((0, 2), (1, 5))
+    default_layer_map("hidden", 4, 6)  # to 0, 1, 3, 4 and 6
     ```
+
+    Reference: [ROSITA](https://arxiv.org/abs/2103.11367).
     """
-    if teacher_layers % student_layers:
-        raise UserError(
-            f"A student of {student_layers} layers has no uniform map onto a "
-            f"teacher of {teacher_layers}. Give --layer_map, one teacher "
-            "layer for each hidden state of the student, such as 0,1,3,4,6."
+    if teacher_layers % student_layers == 0:
+        ratio = teacher_layers // student_layers
+        hidden_map = tuple(j * ratio for j in range(student_layers + 1))
+    else:
+        # (i + 1) is a multiple of teacher / student.
+        hidden_map = tuple(
+            i
+            for i in range(teacher_layers + 1)
+            if (i + 1) * student_layers % teacher_layers
         )
-    ratio = teacher_layers // student_layers
-    if feature == "attention":
-        return tuple((j, (j + 1) * ratio - 1) for j in range(student_layers))
-    return tuple((j, j * ratio) for j in range(student_layers + 1))
+    if len(hidden_map) != student_layers + 1:
+        raise UserError(
+            f"A student of {student_layers} layers has no default map onto a "
+            f"teacher of {teacher_layers}. Give --layer_map, the teacher's "
+            f"index of each of its {student_layers + 1} hidden states, such "
+            "as 0,1,3,4,6."
+        )
+    return explicit_layer_map(
+        feature, hidden_map, student_layers, teacher_layers
+    )
 
 
 def explicit_layer_map(feature, hidden_map, student_layers, teacher_layers):
@@ -122,7 +139,7 @@ def build_matches(
         weights: dict from feature to float, or None for 1.0 each.
         temperature: float. For the logits.
         hidden_map: tuple of ints or None. See `explicit_layer_map`; None for
-            the uniform map.
+            the default map.
 
     Returns:
         A tuple of `Match`.
@@ -151,7 +168,7 @@ def build_matches(
         if feature != "logits":
             depths = (student.num_layers, teacher.num_layers)
             if hidden_map is None:
-                layer_map = uniform_layer_map(feature, *depths)
+                layer_map = default_layer_map(feature, *depths)
             else:
                 layer_map = explicit_layer_map(feature, hidden_map, *depths)
         if feature == "hidden" and student.hidden_size != teacher.hidden_size:

@@ -30,6 +30,8 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         num_steps: int. Optimizer steps in all.
         warmup_steps: int. Optimizer steps of the warm-up.
         decay: "constant", "linear" or "official".
+        start: int. Updates done before the optimizer's first: of another one,
+            whose line this goes on with.
 
     Raises:
         UserError: if `decay` is unknown or a number is out of range.
@@ -42,7 +44,9 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
     ```
     """
 
-    def __init__(self, peak, num_steps, warmup_steps=0, decay="linear"):
+    def __init__(
+        self, peak, num_steps, warmup_steps=0, decay="linear", start=0
+    ):
         super().__init__()
         if decay not in ("constant", "linear", "official"):
             raise UserError(
@@ -58,9 +62,10 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.num_steps = num_steps
         self.warmup_steps = warmup_steps
         self.decay = decay
+        self.start = start
 
     def __call__(self, step):
-        step = tf.cast(step, tf.float32)
+        step = tf.cast(step, tf.float32) + self.start
         total = tf.cast(self.num_steps, tf.float32)
         warmup = tf.cast(self.warmup_steps, tf.float32)
         remaining = tf.maximum(total - step, 0.0)
@@ -80,6 +85,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             "num_steps": self.num_steps,
             "warmup_steps": self.warmup_steps,
             "decay": self.decay,
+            "start": self.start,
         }
 
 
@@ -213,6 +219,29 @@ def split_decay(model):
             f"{covered} in the two decay groups."
         )
     return decayed, excluded
+
+
+def slots_of(optimizer, model):
+    """Returns the optimizer's variables of each weight by canonical name.
+
+    Args:
+        optimizer: from `build_optimizer`, for this model.
+        model: a model from `build_model`.
+
+    Returns:
+        A dict from "momentum" and "velocity" to dicts from canonical name to
+        variable.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    names = {
+        id(variable): name
+        for name, variable in bert.named_variables(model).items()
+    }
+    order = [names[id(variable)] for variable in model.trainable_variables]
+    return {
+        "momentum": dict(zip(order, optimizer._momentums, strict=True)),
+        "velocity": dict(zip(order, optimizer._velocities, strict=True)),
+    }
 
 
 def build_optimizer(

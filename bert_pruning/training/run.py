@@ -153,6 +153,10 @@ class Run:
             # As large as three models, and of no more use.
             shutil.rmtree(self.path("checkpoint"), ignore_errors=True)
 
+    def complete(self):
+        """Marks the run as done; of a command that trains nothing."""
+        self.write_text("DONE", "")
+
     def _clear(self):
         # A kill in between must leave neither half a finished run, nor half a
         # checkpoint to resume from, nor the old model as the new run's.
@@ -164,6 +168,7 @@ class Run:
         for name in (
             *("config.json", "model.safetensors", "tokenizer_config.json"),
             *("vocab.txt", "metrics.jsonl", "eval_results.txt", "flags.cfg"),
+            *("scores.npz", "structure.json"),
         ):
             self.path(name).unlink(missing_ok=True)
 

@@ -24,9 +24,12 @@ class DistillationModel(keras.Model):
         label_weight: float. Factor of the loss on the true labels; 0 learns
             from the teacher alone.
         pruner: `pruning.Pruner` or None.
+        magnitudes: `scoring.GradientMagnitudes` or None. Adds up the
+            gradients of every step.
         seed: int. Seed of the dropout masks; they are a pure function of it
             and the step, so a resumed run repeats them.
         jit_compile: bool. Compiles forward and backward pass with XLA.
+        config: BertConfig or None. The student's shape, for who saves it.
 
     Example:
 
@@ -46,8 +49,10 @@ class DistillationModel(keras.Model):
         matches=(),
         label_weight=1.0,
         pruner=None,
+        magnitudes=None,
         seed=0,
         jit_compile=False,
+        config=None,
     ):
         super().__init__()
         if matches and teacher is None:
@@ -58,7 +63,9 @@ class DistillationModel(keras.Model):
             teacher.trainable = False
         self.matches = matches
         self.label_weight = label_weight
+        self.config = config
         self.pruner = pruner
+        self.magnitudes = magnitudes
         self.seed = seed
         self.steps_done = tf.Variable(
             0,
@@ -92,13 +99,25 @@ class DistillationModel(keras.Model):
             weighted sum.
         """
         inputs = [batch[name] for name in INPUT_NAMES]
-        outputs = self.student(inputs, training=True)
+        return self.losses_from(self.student(inputs, training=True), batch)
+
+    def losses_from(self, outputs, batch):
+        """Computes the losses of what the student put out for a batch.
+
+        Args:
+            outputs: dict of the student's outputs.
+            batch: dict of the three inputs and `label`.
+
+        Returns:
+            The dict of `losses_of`.
+        """
         terms = {}
         total = 0.0
         if self.label_weight:
             terms["label_loss"] = label_loss(batch["label"], outputs["logits"])
             total += self.label_weight * terms["label_loss"]
         if self.matches:
+            inputs = [batch[name] for name in INPUT_NAMES]
             targets = self.teacher(inputs, training=False)
             for match in self.matches:
                 value = distillation.match_loss(
@@ -166,6 +185,8 @@ class DistillationModel(keras.Model):
         return losses, gradients
 
     def _apply(self, gradients):
+        if self.magnitudes is not None:
+            self.magnitudes.add(gradients)
         self.optimizer.apply_gradients(
             zip(gradients, self.student.trainable_variables, strict=True)
         )

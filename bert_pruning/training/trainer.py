@@ -7,7 +7,6 @@ the result it would have had.
 """
 
 import dataclasses
-import json
 import math
 import signal
 import sys
@@ -16,13 +15,13 @@ import time
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
-import tqdm
 
 from bert_pruning.compression import costs
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
-from bert_pruning.modeling.official import READER_ERRORS
-from bert_pruning.training.step import INPUT_NAMES
+from bert_pruning.outputs import progress_bar
+from bert_pruning.training.snapshots import Snapshots
+from bert_pruning.training.stepping import Stepper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +36,9 @@ class Plan:
             evaluation saves one too.
         log_steps: int. Steps between TensorBoard scalars.
         accumulation: int. Micro-batches per step.
+        patience_steps: int or None. Steps without a better evaluation after
+            which the training ends early; counted from the first evaluation
+            that may be the best.
     """
 
     num_steps: int
@@ -45,6 +47,7 @@ class Plan:
     save_steps: int = 500
     log_steps: int = 10
     accumulation: int = 1
+    patience_steps: int | None = None
 
 
 class Interrupted(Exception):
@@ -60,9 +63,11 @@ class Trainer:
         plan: Plan.
         run: run.Run.
         summaries: summaries.Summaries.
-        evaluate: function without arguments that returns a dict of metrics.
+        evaluate: function of the model that returns a dict of metrics.
         primary_metric: str. The metric that chooses the best checkpoint.
-        save_model: function of a directory that writes the model there.
+        save_model: function of the model and a directory, which writes the
+            model there.
+        shrinking: shrinking.IterativeShrinking or None.
 
     Example:
 
@@ -83,8 +88,8 @@ class Trainer:
         evaluate,
         primary_metric,
         save_model,
+        shrinking=None,
     ):
-        self.model = model
         self.batches = batches
         self.plan = plan
         self.run = run
@@ -92,23 +97,13 @@ class Trainer:
         self.evaluate = evaluate
         self.primary_metric = primary_metric
         self.save_model = save_model
-        self.strategy = tf.distribute.get_strategy()
+        self.shrinking = shrinking
         self.records = []
         self.best = None
         self.train_time = 0.0
         self.eval_time = 0.0
-        self._progress = tf.Variable("", dtype=tf.string)
-        self._manager = tf.train.CheckpointManager(
-            tf.train.Checkpoint(
-                student=model.student,
-                optimizer=model.optimizer,
-                steps_done=model.steps_done,
-                progress=self._progress,
-            ),
-            str(run.path("checkpoint")),
-            max_to_keep=1,
-        )
-        self._build_step_functions()
+        self._snapshots = Snapshots(run)
+        self._use(model)
 
     def train(self):
         """Trains to the end of the plan, resuming where a run left off.
@@ -130,11 +125,15 @@ class Trainer:
         with _Signals() as signals, self._progress_bar(step) as bar:
             started = time.monotonic()
             for batch in self._batches_from(step):
+                if self._has_stalled(step):
+                    break
                 losses = self._run_step(batch)
                 step += 1
                 pending.append(losses)
                 if pruner is not None:
                     pruner.update(step)
+                if self._shrinks(step):
+                    self._use(self.shrinking.cut(self.model, step))
                 evaluates = (
                     step % self.plan.eval_steps == 0
                     or step == self.plan.num_steps
@@ -175,85 +174,24 @@ class Trainer:
             "eval_time": round(self.eval_time, 2),
         }
 
-    def _build_step_functions(self):
-        matrix = tf.TensorSpec((None, None), tf.int32)
-        label = tf.int32
-        if self.batches.dataset.labels.dtype.kind == "f":
-            label = tf.float32
-        batch = {name: matrix for name in INPUT_NAMES}
-        batch["label"] = tf.TensorSpec((None,), label)
-        model, strategy = self.model, self.strategy
-        # Per-replica values have no public spec; batches of other lengths
-        # must not each be a trace of their own.
-        signature = None
-        if strategy.num_replicas_in_sync == 1:
-            share = tf.TensorSpec((), tf.float32)
-            index = tf.TensorSpec((), tf.int64)
-            signature = [batch, share, index]
-
-        def reduce(losses):
-            return {
-                name: strategy.reduce(tf.distribute.ReduceOp.SUM, value, None)
-                for name, value in losses.items()
-            }
-
-        @tf.function(input_signature=signature, reduce_retracing=True)
-        def step(batch, share, index):
-            del index
-            return reduce(strategy.run(model.train_step, (batch, share)))
-
-        @tf.function(input_signature=signature, reduce_retracing=True)
-        def accumulate(batch, share, index):
-            arguments = (batch, share, index)
-            return reduce(strategy.run(model.accumulate_step, arguments))
-
-        @tf.function
-        def apply():
-            strategy.run(model.apply_step)
-
-        self._step, self._accumulate, self._apply = step, accumulate, apply
+    def _use(self, model):
+        self.model = model
+        self._snapshots.track(model)
+        self._stepper = Stepper(
+            model, self.batches.dataset.labels.dtype, self.plan.accumulation
+        )
 
     def _run_step(self, batch):
-        size = len(batch["label"])
-        pieces = np.array_split(np.arange(size), self.plan.accumulation)
-        pieces = [piece for piece in pieces if len(piece)]
-        if len(pieces) == 1:
-            return self._step(*self._distribute(batch, pieces[0], size, 0))
-        losses = [
-            self._accumulate(*self._distribute(batch, piece, size, index))
-            for index, piece in enumerate(pieces)
-        ]
-        self._apply()
-        return {name: sum(loss[name] for loss in losses) for name in losses[0]}
+        return self._stepper.run(batch)
 
-    def _distribute(self, batch, rows, size, index):
-        """Divides the rows of a batch over the replicas, with their share."""
-        names = (*INPUT_NAMES, "label")
-        index = tf.constant(index, tf.int64)
-        replicas = self.strategy.num_replicas_in_sync
-        if replicas == 1:
-            values = {name: tf.constant(batch[name][rows]) for name in names}
-            return values, tf.constant(len(rows) / size, tf.float32), index
-        # A replica without rows repeats one, with no say in the result.
-        parts = [
-            (part, len(part) / size) if len(part) else (rows[:1], 0.0)
-            for part in np.array_split(rows, replicas)
-        ]
-        spread = self.strategy.experimental_distribute_values_from_function
+    def _shrinks(self, step):
+        return self.shrinking is not None and self.shrinking.is_due(step)
 
-        def part_of(name):
-            return spread(
-                lambda context: tf.constant(
-                    batch[name][parts[context.replica_id_in_sync_group][0]]
-                )
-            )
-
-        share = spread(
-            lambda context: tf.constant(
-                parts[context.replica_id_in_sync_group][1], tf.float32
-            )
-        )
-        return {name: part_of(name) for name in names}, share, index
+    def _has_stalled(self, step):
+        """Whether the best evaluation is too long ago to hope on."""
+        if self.plan.patience_steps is None or self.best is None:
+            return False
+        return step - self.best["step"] >= self.plan.patience_steps
 
     def _batches_from(self, step):
         per_epoch = self.plan.steps_per_epoch
@@ -291,7 +229,7 @@ class Trainer:
                 )
 
     def _stop(self, reason):
-        saved = self._manager.latest_checkpoint
+        saved = self._snapshots.latest
         precision = ""
         if keras.mixed_precision.global_policy().name != "float32":
             precision = ", or use --mixed_precision=float32"
@@ -321,7 +259,7 @@ class Trainer:
 
     def _evaluate(self, step, loss, bar):
         started = time.monotonic()
-        metrics = self.evaluate()
+        metrics = self.evaluate(self.model)
         self.eval_time += time.monotonic() - started
         pruner = self.model.pruner
         sparsity = costs.total(
@@ -337,6 +275,8 @@ class Trainer:
             # An earlier, denser checkpoint would win unfairly.
             at_target = pruner.sparsity.at(step) == pruner.sparsity.final
             self.summaries.sparsity(counts, pruner.sparsity.at(step), step)
+        if self.shrinking is not None:
+            at_target = self.shrinking.is_final(step)
         self.summaries.scalars(
             {f"eval/{name}": value for name, value in metrics.items()}, step
         )
@@ -368,66 +308,49 @@ class Trainer:
                 "sparsity": sparsity,
                 "metrics": metrics,
             }
-            self.run.save_best(self.save_model)
+            self.run.save_best(
+                lambda directory: self.save_model(self.model, directory)
+            )
 
     def _rank(self, metrics):
         # A small dev set often ties; then the lower loss is the better model.
         return metrics[self.primary_metric], -metrics["eval_loss"]
 
     def _save(self, step, pending, train_time):
-        self._progress.assign(
-            json.dumps(
-                {
-                    "records": self.records,
-                    "best": self.best,
-                    "pending": [
-                        {name: float(value) for name, value in losses.items()}
-                        for losses in pending
-                    ],
-                    "train_time": train_time,
-                    "eval_time": self.eval_time,
-                }
-            )
+        self._snapshots.save(
+            step,
+            {
+                "records": self.records,
+                "best": self.best,
+                "pending": [
+                    {name: float(value) for name, value in losses.items()}
+                    for losses in pending
+                ],
+                "train_time": train_time,
+                "eval_time": self.eval_time,
+            },
         )
-        try:
-            self._manager.save(checkpoint_number=step)
-        except (OSError, tf.errors.OpError) as error:
-            raise UserError(
-                f"Cannot save a checkpoint to {self.run.directory}: {error}. "
-                "Free some space; the checkpoint before is unchanged, and "
-                "the same command resumes from it."
-            ) from error
 
     def _restore(self):
-        latest = self._manager.latest_checkpoint
-        if not latest:
+        step = self._snapshots.latest_step
+        if self.shrinking is not None and step:
+            self._use(self.shrinking.model_at(step))
+        progress = self._snapshots.restore()
+        if progress is None:
             return 0, []
-        try:
-            self._manager.checkpoint.restore(latest).assert_consumed()
-        except (AssertionError, *READER_ERRORS) as error:
-            raise UserError(
-                f"The checkpoint to resume from, {latest}, is damaged: "
-                f"{error}. Start anew with --overwrite."
-            ) from error
-        progress = json.loads(self._progress.numpy())
         self.records = progress["records"]
         self.best = progress["best"]
         self.train_time = progress["train_time"]
         self.eval_time = progress["eval_time"]
         self.run.write_metrics(self.records)
-        return int(self.model.steps_done.numpy()), progress["pending"]
+        return step, progress["pending"]
 
     def _progress_bar(self, step):
-        # In a log file a line every half minute is enough.
-        interval = 0.5 if sys.stderr.isatty() else 30.0
-        return tqdm.tqdm(
+        return progress_bar(
             total=self.plan.num_steps,
             initial=step,
             unit="step",
             desc=self.run.directory.name,
-            mininterval=interval,
-            maxinterval=interval,
-            dynamic_ncols=True,
         )
 
 

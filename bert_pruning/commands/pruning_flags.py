@@ -1,0 +1,229 @@
+"""How a model is made smaller while it trains, by flags.
+
+sparsity = build_sparsity(num_steps)
+shrinkage = build_shrinkage(checkpoint.config, num_steps)
+"""
+
+import math
+
+from absl import flags
+
+from bert_pruning.commands import flags as shared
+from bert_pruning.compression import shrinkage
+from bert_pruning.compression import sparsity
+from bert_pruning.errors import UserError
+from bert_pruning.modeling import names
+
+FLAGS = flags.FLAGS
+
+# The flags that each method reads, those it cannot do without first.
+_USES = {
+    "magnitude": (
+        "sparsity",
+        "initial_sparsity",
+        "pruning_begin",
+        "pruning_end",
+        "pruning_frequency",
+        "prune_targets",
+        "sparsity_m_by_n",
+        "block_size",
+        "block_pooling_type",
+    ),
+    "width": (
+        "keep_heads",
+        "pruning_end",
+        "ffn_hidden_dim",
+        "emb_hidden_dim",
+        "carry_optimizer",
+    ),
+    "depth": ("num_layers", "pruning_end", "carry_optimizer"),
+}
+_EXAMPLES = {"sparsity": "0.8", "keep_heads": "2", "num_layers": "8"}
+
+# What `--pruning` reads.
+NAMES = tuple(sorted({name for used in _USES.values() for name in used}))
+
+# Stands for the steps of a run before its data are read.
+_SYMBOLIC_STEPS = 10_000
+
+
+def define():
+    """Defines the flags of pruning."""
+    text, number, real = (
+        flags.DEFINE_string,
+        flags.DEFINE_integer,
+        flags.DEFINE_float,
+    )
+    flags.DEFINE_enum(
+        "pruning",
+        "none",
+        ["none", *_USES],
+        "magnitude: zeroes weights of the encoder's kernels gradually, to "
+        "--sparsity. width: cuts heads out, one a time, with neurons and the "
+        "rank of the embeddings beside them. depth: drops the topmost layer, "
+        "one a time.",
+    )
+    real(
+        "sparsity",
+        None,
+        "Share of zeros in each kernel at the end; needs --pruning=magnitude.",
+    )
+    real("initial_sparsity", 0.0, "At the start; = --sparsity: one-shot.")
+    real("pruning_begin", 0.0, "Where the ramp begins, as a share of steps.")
+    real(
+        "pruning_end",
+        1.0,
+        "Where the ramp, or the last cut, ends, as a share of steps.",
+    )
+    number("pruning_frequency", 0, "Steps between updates; 0: ramp / 100.", 0)
+    flags.DEFINE_list(
+        "prune_targets",
+        None,
+        "Shell patterns of Dense layer names; default: the six per layer.",
+    )
+    text("sparsity_m_by_n", None, "M zeros in N weights, such as 2x4.")
+    text("block_size", "1x1", "Blocks that are pruned as one, such as 4x1.")
+    flags.DEFINE_enum(
+        "block_pooling_type", "AVG", ["AVG", "MAX"], "A block's magnitude."
+    )
+    define_shape()
+    flags.DEFINE_bool(
+        "carry_optimizer",
+        False,
+        "Keep the optimizer's state of what a cut leaves; default: anew.",
+    )
+
+
+def define_shape():
+    """Defines the flags of a smaller model's shape."""
+    number = flags.DEFINE_integer
+    number("keep_heads", None, "Attention heads of each layer.", 1)
+    number("num_layers", None, "Layers, counted from the embeddings.", 1)
+    number("ffn_hidden_dim", None, "Feed-forward neurons of each layer.", 1)
+    number("emb_hidden_dim", None, "Rank of the word embeddings.", 1)
+
+
+def check():
+    """Finds what contradicts itself before anything is loaded.
+
+    Raises:
+        UserError: saying what.
+    """
+    used = _USES.get(FLAGS.pruning, ())
+    for name in NAMES:
+        if name not in used and shared.is_changed(name):
+            methods = [m for m, used in _USES.items() if name in used]
+            raise UserError(f"--{name} needs --pruning={' or '.join(methods)}.")
+    if not used:
+        return
+    needed = used[0]
+    if FLAGS[needed].value is None:
+        raise UserError(
+            f"--pruning={FLAGS.pruning} needs --{needed}, such as "
+            f"{_EXAMPLES[needed]}."
+        )
+    if not 0.0 <= FLAGS.pruning_begin <= FLAGS.pruning_end <= 1.0:
+        raise UserError(
+            "--pruning_begin and --pruning_end are shares of the training, "
+            "from 0 to 1, and the ramp must end after it begins. Received: "
+            f"{FLAGS.pruning_begin} and {FLAGS.pruning_end}."
+        )
+    if FLAGS.pruning != "magnitude" and not 0.0 < FLAGS.pruning_end < 1.0:
+        raise UserError(
+            f"--pruning={FLAGS.pruning} needs --pruning_end, such as 0.5: the "
+            "share of the training in which the model is cut. It trains on "
+            f"at its final size. Received: {FLAGS.pruning_end}."
+        )
+    build_sparsity(FLAGS.max_steps)
+
+
+def build_sparsity(num_steps=None):
+    """Returns what the flags say of pruning by magnitude.
+
+    Args:
+        num_steps: int or None. Optimizer steps of the run; None: not known
+            yet, so that how often the masks change cannot be checked.
+
+    Returns:
+        A `Sparsity`, or None without this kind of pruning.
+
+    Raises:
+        UserError: if the flags contradict each other.
+    """
+    if FLAGS.pruning != "magnitude":
+        return None
+    frequency = FLAGS.pruning_frequency
+    if num_steps is None:
+        num_steps, frequency = _SYMBOLIC_STEPS, 0
+    options = {}
+    if FLAGS.prune_targets is not None:
+        options["targets"] = tuple(FLAGS.prune_targets)
+    if FLAGS.sparsity_m_by_n:
+        options["m_by_n"] = shared.pair("sparsity_m_by_n")
+    return sparsity.Sparsity(
+        final=FLAGS.sparsity,
+        initial=FLAGS.initial_sparsity,
+        begin_step=math.floor(num_steps * FLAGS.pruning_begin),
+        end_step=math.ceil(num_steps * FLAGS.pruning_end),
+        frequency=frequency,
+        block_size=shared.pair("block_size"),
+        block_pooling_type=FLAGS.block_pooling_type,
+        **options,
+    )
+
+
+def build_shrinkage(config, num_steps=None):
+    """Returns what the flags say of cutting the model smaller.
+
+    Args:
+        config: BertConfig. The shape to begin with.
+        num_steps: int or None. Optimizer steps of the run; None: not known
+            yet, so that how many cuts there is time for cannot be checked.
+
+    Returns:
+        A `Shrinkage`, or None without this kind of pruning.
+
+    Raises:
+        UserError: if the flags contradict each other or the model.
+    """
+    num_steps = math.floor((num_steps or _SYMBOLIC_STEPS) * FLAGS.pruning_end)
+    if FLAGS.pruning == "width":
+        return shrinkage.width_shrinkage(
+            config,
+            num_steps,
+            FLAGS.keep_heads,
+            FLAGS.ffn_hidden_dim,
+            FLAGS.emb_hidden_dim,
+        )
+    if FLAGS.pruning == "depth":
+        return shrinkage.depth_shrinkage(config, num_steps, FLAGS.num_layers)
+    return None
+
+
+def shapes_of(config):
+    """Returns the shapes that a model has on its way, the first included."""
+    found = build_shrinkage(config, FLAGS.max_steps)
+    return (config,) if found is None else found.shapes
+
+
+def check_model(config):
+    """Checks the flags of pruning against a model that is not built yet.
+
+    Args:
+        config: BertConfig. Its shape.
+
+    Raises:
+        UserError: if they contradict each other or the model.
+    """
+    shapes_of(config)
+    pruning = build_sparsity(FLAGS.max_steps)
+    if pruning is None:
+        return
+    # The classifier's columns, the task's classes, are not known yet.
+    kernels = {
+        row.name.removesuffix("/kernel"): row.shape
+        for row in names.weight_table(config, "huggingface")
+        if row.name.endswith("/kernel")
+        and row.group in (None, "pooler", "classifier")
+    }
+    sparsity.find_targets(kernels, pruning)

@@ -1,0 +1,170 @@
+r"""Cuts a model down to its most important heads, neurons and layers.
+
+    python -m bert_pruning shrink --init_checkpoint=runs/mrpc \
+        --scores=scores/mrpc --keep_heads=2 --num_layers=8 \
+        --ffn_hidden_dim=512 --emb_hidden_dim=128 --output_dir=shrunk/mrpc
+
+The smaller model is written to a folder of --output_dir named by its shape:
+a2_l8_f512_e128 has 2 heads, 8 layers, 512 neurons and word embeddings of rank
+128 (-1: not factorised).
+"""
+
+import os
+
+from absl import flags
+
+from bert_pruning.commands import flags as shared
+from bert_pruning.commands import pruning_flags
+from bert_pruning.errors import UserError
+
+FLAGS = flags.FLAGS
+
+_UNIFORM = ("keep_heads", "ffn_hidden_dim")
+_RATIOS = {"mac_ratio": "macs", "param_ratio": "parameters"}
+
+
+def define_flags():
+    """Defines the flags of `shrink`."""
+    flags.DEFINE_string("init_checkpoint", None, "The model.")
+    flags.DEFINE_string("output_dir", None, "The folder above the new run's.")
+    flags.DEFINE_bool("overwrite", False, "Replace the run of this shape.")
+    flags.DEFINE_string(
+        "scores", None, "What `score` wrote: the folder, or its scores.npz."
+    )
+    pruning_flags.define_shape()
+    for name, cost in _RATIOS.items():
+        flags.DEFINE_float(
+            name,
+            None,
+            f"Share of the encoder's {cost} to keep, in all layers together, "
+            "instead of a shape.",
+        )
+    flags.DEFINE_string(
+        "keep_structure", None, "A structure.json, instead of a shape."
+    )
+    flags.DEFINE_integer(
+        "max_seq_length", 128, "Tokens for which --mac_ratio counts.", 1
+    )
+
+
+def main():
+    """Shrinks by the flags; returns the exit status."""
+    shared.require("init_checkpoint", "output_dir")
+    _check_flags()
+
+    from bert_pruning.compression import costs
+    from bert_pruning.compression import surgery
+    from bert_pruning.modeling import checkpoints
+    from bert_pruning.training.run import Run
+
+    checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
+    structure = _find_structure(checkpoint)
+    config, weights = surgery.shrink(
+        checkpoint.config, checkpoint.weights, structure
+    )
+    if FLAGS.emb_hidden_dim is not None:
+        config, weights = surgery.factorize_embeddings(
+            config, weights, FLAGS.emb_hidden_dim
+        )
+    name = f"{structure.name}_e{config.embedding_rank or -1}"
+    run = Run(
+        os.path.join(FLAGS.output_dir, name),
+        shared.flags_as_text(),
+        FLAGS.overwrite,
+    )
+    run.begin()
+    with run.writing():
+        checkpoints.save_huggingface(
+            str(run.directory),
+            config,
+            weights,
+            checkpoint.vocabulary,
+            checkpoints.resolve_do_lower_case(checkpoint, None),
+            checkpoint.task,
+        )
+        structure.save(run.path("structure.json"))
+    run.complete()
+    for title, count in (
+        ("parameters", costs.parameters),
+        (
+            f"encoder operations at {FLAGS.max_seq_length} tokens",
+            lambda shape: costs.encoder_macs(shape, FLAGS.max_seq_length),
+        ),
+    ):
+        before, after = count(checkpoint.config), count(config)
+        ratio = f"{before / after:.2f} times fewer"
+        print(f"{title}: {before:,} -> {after:,}, {ratio}")
+    print(f"Run: {run.directory}")
+    return 0
+
+
+def _check_flags():
+    shape = [
+        name
+        for name in (*_UNIFORM, *_RATIOS, "keep_structure")
+        if FLAGS[name].value is not None
+    ]
+    ways = [name for name in shape if name not in _UNIFORM] + [
+        name for name in shape if name in _UNIFORM
+    ][:1]
+    if len(ways) > 1:
+        raise UserError(
+            f"--{ways[0]} and --{ways[1]} are two ways to say what is kept; "
+            "give one."
+        )
+    if FLAGS.keep_structure and (FLAGS.num_layers or FLAGS.scores):
+        extra = "num_layers" if FLAGS.num_layers else "scores"
+        raise UserError(f"--keep_structure says what is kept, not --{extra}.")
+    if not (shape or FLAGS.num_layers or FLAGS.emb_hidden_dim):
+        raise UserError(
+            "What shall be cut? Give --keep_heads, --num_layers, "
+            "--ffn_hidden_dim, --emb_hidden_dim, --mac_ratio, --param_ratio "
+            "or --keep_structure."
+        )
+    if set(ways) & set(_RATIOS) and not FLAGS.scores:
+        raise UserError(f"--{ways[0]} needs --scores, which `score` writes.")
+
+
+def _find_structure(checkpoint):
+    from bert_pruning.compression import structure
+
+    config = checkpoint.config
+    if FLAGS.keep_structure:
+        return structure.Structure.load(FLAGS.keep_structure)
+    scores = _load_scores(checkpoint) if FLAGS.scores else None
+    for flag, cost in _RATIOS.items():
+        if FLAGS[flag].value is not None:
+            return structure.within_budget(
+                config,
+                scores,
+                cost,
+                FLAGS[flag].value,
+                FLAGS.num_layers,
+                FLAGS.max_seq_length,
+            )
+    return structure.keep_top(
+        config,
+        scores,
+        FLAGS.num_layers,
+        FLAGS.keep_heads,
+        FLAGS.ffn_hidden_dim,
+    )
+
+
+def _load_scores(checkpoint):
+    from bert_pruning.compression import importance
+
+    path = FLAGS.scores
+    if os.path.isdir(path):
+        path = os.path.join(path, "scores.npz")
+    scores = importance.Scores.load(path)
+    scores.check_fits(checkpoint.config)
+    if scores.about.get("fingerprint") != importance.fingerprint(
+        checkpoint.weights
+    ):
+        raise UserError(
+            f"{path} holds the scores of another model, "
+            f"{scores.about.get('checkpoint', 'which it does not name')}. "
+            f"Score {checkpoint.path} first."
+        )
+    return scores

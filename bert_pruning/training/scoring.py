@@ -1,0 +1,212 @@
+"""Passes over data that tell how much each unit of a model matters.
+
+The weights stay as they are; `compression.importance` turns what is found
+into scores.
+"""
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from bert_pruning.compression.importance import SCORED_PARTS
+from bert_pruning.compression.importance import Scores
+from bert_pruning.compression.importance import taylor_scores
+from bert_pruning.modeling import bert
+from bert_pruning.modeling import layers
+from bert_pruning.outputs import progress_bar
+from bert_pruning.training.step import INPUT_NAMES
+
+
+class GradientMagnitudes(tf.Module):
+    """Sums up the magnitudes of the gradients of the scored kernels.
+
+    Args:
+        student: a model from `build_model`.
+
+    Example:
+
+    ```python
+    magnitudes = GradientMagnitudes(student)
+    magnitudes.add(gradients)  # of student.trainable_variables
+    scores = taylor_scores(config, weights, magnitudes.numpy())
+    ```
+    """
+
+    def __init__(self, student):
+        super().__init__()
+        positions = {
+            id(variable): position
+            for position, variable in enumerate(student.trainable_variables)
+        }
+        self._positions, self._totals = {}, {}
+        for name, variable in scored_kernels(student).items():
+            self._positions[name] = positions[id(variable)]
+            self._totals[name.replace("/", "_")] = tf.Variable(
+                tf.zeros(variable.shape),
+                trainable=False,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+
+    def add(self, gradients):
+        """Adds one batch's gradients; may run inside a `tf.function`.
+
+        Args:
+            gradients: list of tensors, of each trainable variable of the
+                student. Each replica's own share, where there are several.
+        """
+        gradients = [gradients[place] for place in self._positions.values()]
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            gradients = context.all_reduce(
+                tf.distribute.ReduceOp.SUM, gradients
+            )
+        # A step that overflowed in float16 is no step of the optimizer either.
+        finite = tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
+        )
+        for total, gradient in zip(
+            self._totals.values(), gradients, strict=True
+        ):
+            size = tf.where(finite, tf.abs(gradient), tf.zeros_like(gradient))
+            total.assign_add(size)
+
+    def numpy(self):
+        """Returns the sums as arrays by canonical name."""
+        return {
+            name: self._totals[name.replace("/", "_")].numpy()
+            for name in self._positions
+        }
+
+
+def scored_kernels(student):
+    """Returns the kernels that speak for units, by canonical name."""
+    return {
+        name: variable
+        for name, variable in bert.named_variables(student).items()
+        if name.startswith("layer_")
+        and name.split("_", 2)[2] in [f"{part}/kernel" for part in SCORED_PARTS]
+    }
+
+
+def score_by_taylor(model, config, batches, about=None):
+    """Scores heads and neurons by first-order Taylor expansion.
+
+    The model is in training mode, dropout and all, and its weights are frozen:
+    ROSITA's own code lets them drift while it scores.
+
+    Args:
+        model: step.DistillationModel. What its losses say is what matters; it
+            needs no optimizer.
+        config: BertConfig. The student's shape.
+        batches: pipeline.TrainBatches. One epoch is read.
+        about: dict. See `importance.Scores`.
+
+    Returns:
+        `importance.Scores`.
+
+    Reference: [ROSITA](https://arxiv.org/abs/2103.11367).
+    """
+    kernels = scored_kernels(model.student)
+    totals = [
+        tf.Variable(tf.zeros(kernel.shape)) for kernel in kernels.values()
+    ]
+
+    @tf.function(reduce_retracing=True)
+    def add(batch, index):
+        seed = tf.stack([model.seed, tf.cast(index, tf.int32)])
+        with tf.GradientTape() as tape, layers.dropout_seed(seed):
+            loss = model.losses_of(batch)["loss"]
+        gradients = tape.gradient(loss, list(kernels.values()))
+        for total, gradient in zip(totals, gradients, strict=True):
+            total.assign_add(tf.abs(gradient))
+
+    for index, batch in enumerate(_tensors(batches)):
+        add(batch, tf.constant(index, tf.int64))
+    found = {
+        name: total.numpy() for name, total in zip(kernels, totals, strict=True)
+    }
+    return taylor_scores(config, bert.get_weights(model.student), found, about)
+
+
+def score_by_sensitivity(model, config, batches, about=None):
+    """Scores heads and neurons by the gradient of a gate on each.
+
+    Think of every head's context and every neuron's activation as multiplied
+    by a gate of 1. The score is `sum |dL_x / dgate|` over the examples x, all
+    of a batch at once: an example's gate has the gradient of its activation
+    times the activation, summed over its tokens. Dropout is off.
+
+    Args:
+        model: step.DistillationModel. It needs no optimizer.
+        config: BertConfig. The student's shape.
+        batches: pipeline.TrainBatches. One epoch is read.
+        about: dict. See `importance.Scores`.
+
+    Returns:
+        `importance.Scores`.
+
+    Reference: [Are Sixteen Heads](https://arxiv.org/abs/1905.10650).
+    """
+    student = model.student
+    depth = range(config.num_layers)
+    gated = {
+        "heads": [f"layer_{i}_attention" for i in depth],
+        "neurons": [f"layer_{i}_activation" for i in depth],
+    }
+    probe = keras.Model(
+        student.inputs,
+        (
+            student.output,
+            {
+                unit: [student.get_layer(name).output for name in names]
+                for unit, names in gated.items()
+            },
+        ),
+    )
+    totals = {
+        "heads": [tf.Variable(tf.zeros(n)) for n in config.num_heads],
+        "neurons": [
+            tf.Variable(tf.zeros(n)) for n in config.intermediate_sizes
+        ],
+    }
+
+    @tf.function(reduce_retracing=True)
+    def add(batch):
+        with tf.GradientTape() as tape:
+            inputs = [batch[name] for name in INPUT_NAMES]
+            outputs, values = probe(inputs, training=False)
+            loss = model.losses_from(outputs, batch)["loss"]
+            # The loss is a mean: an example's own is so many times its share.
+            loss *= tf.cast(tf.shape(batch["label"])[0], loss.dtype)
+        gradients = tape.gradient(loss, values)
+        for unit, rows in totals.items():
+            for total, value, gradient in zip(
+                rows, values[unit], gradients[unit], strict=True
+            ):
+                gate = tf.reduce_sum(value * gradient, 1)
+                gate = tf.reshape(gate, [tf.shape(gate)[0], total.shape[0], -1])
+                gate = tf.abs(tf.reduce_sum(gate, -1))
+                total.assign_add(tf.reduce_sum(gate, 0))
+
+    for batch in _tensors(batches):
+        add(batch)
+    return Scores(
+        **{
+            unit: tuple(np.asarray(total, np.float64) for total in rows)
+            for unit, rows in totals.items()
+        },
+        about=about or {},
+    )
+
+
+def _tensors(batches):
+    progress = progress_bar(
+        batches.epoch(0), total=batches.num_batches, desc="scoring", unit="step"
+    )
+    for batch in progress:
+        yield {
+            name: tf.constant(batch[name]) for name in (*INPUT_NAMES, "label")
+        }
+
+
+METHODS = {"taylor": score_by_taylor, "sensitivity": score_by_sensitivity}
