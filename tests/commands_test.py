@@ -99,7 +99,8 @@ def test_metrics_hold_every_evaluation(place):
     assert [record["step"] for record in records] == [2, 4]
     assert [record["sparsity"] for record in records] == [0.75, 0.75]
     assert records[0].keys() == {
-        *("step", "epoch", "loss", "sparsity", "eval_accuracy", "eval_loss")
+        *("step", "epoch", "loss", "sparsity", "parameters"),
+        *("eval_accuracy", "eval_loss"),
     }
 
 

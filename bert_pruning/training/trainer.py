@@ -262,11 +262,10 @@ class Trainer:
         metrics = self.evaluate(self.model)
         self.eval_time += time.monotonic() - started
         pruner = self.model.pruner
+        variables = bert.named_variables(self.model.student)
         sparsity = costs.total(
             variable.numpy()
-            for name, variable in bert.named_variables(
-                self.model.student
-            ).items()
+            for name, variable in variables.items()
             if name.startswith("layer_") and name.endswith("/kernel")
         ).sparsity
         at_target = True
@@ -286,6 +285,10 @@ class Trainer:
                 "epoch": round(step / self.plan.steps_per_epoch, 4),
                 "loss": loss,
                 "sparsity": sparsity,
+                "parameters": sum(
+                    variable.shape.num_elements()
+                    for variable in variables.values()
+                ),
                 **metrics,
             }
         )
