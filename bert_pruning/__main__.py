@@ -5,6 +5,7 @@
     predict   writes GLUE submission files
     score     tells how much each head, neuron and layer matters
     shrink    cuts a model down to what matters most
+    augment   makes more training data by replacing words
     report    counts parameters, zeros and bytes
     fetch     downloads official checkpoints and data sets
     run_all   trains every task at every learning rate, then prunes
@@ -36,6 +37,7 @@ COMMANDS = (
     "predict",
     "score",
     "shrink",
+    "augment",
     "report",
     "fetch",
     "run_all",

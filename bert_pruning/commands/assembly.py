@@ -16,6 +16,7 @@ from bert_pruning.commands import inputs
 from bert_pruning.commands import pruning_flags
 from bert_pruning.compression import pruning
 from bert_pruning.data import pipeline
+from bert_pruning.data import shards
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.modeling import checkpoints
@@ -185,14 +186,29 @@ def _read_data(task, tokenizer):
         for split in task.splits
         if split.startswith("dev")
     }
-    _, train_set = inputs.read_encoded(task, "train", tokenizer)
-    batches = pipeline.TrainBatches(
-        train_set,
-        FLAGS.train_batch_size,
-        FLAGS.seed,
-        pad_multiple=_pad_multiple(),
+    shared_options = {
+        "batch_size": FLAGS.train_batch_size,
+        "seed": FLAGS.seed,
+        "pad_multiple": _pad_multiple(),
+    }
+    if FLAGS.aug_train is None:
+        _, train_set = inputs.read_encoded(task, "train", tokenizer)
+        return dev_sets, pipeline.TrainBatches(train_set, **shared_options)
+    found = shards.find_shards(FLAGS.aug_train, task)
+    LOG.info(
+        "%s augmented: %d examples in %d shards",
+        task.title,
+        sum(found.rows),
+        len(found.rows),
     )
-    return dev_sets, batches
+
+    def load(number):
+        # Not cached on disk: tokenising a shard takes seconds.
+        return pipeline.encode_examples(
+            found.read(task, number), tokenizer, FLAGS.max_seq_length
+        )
+
+    return dev_sets, shards.ShardedBatches(found.rows, load, **shared_options)
 
 
 def _pad_multiple():

@@ -24,18 +24,7 @@ COLUMNS = {
 
 def define_data_flags():
     """Defines what to read: the task, its files and how they are encoded."""
-    flags.DEFINE_string(
-        "task_name",
-        None,
-        "CoLA, SST-2, MRPC, MRPC-MSR, STS-B, QQP, MNLI, QNLI, RTE, WNLI, AX, "
-        "or custom.",
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        "Folder that holds one folder per task with the official GLUE files, "
-        "or the task's own folder, or 'tfds' for TensorFlow Datasets.",
-    )
+    define_task_flags()
     flags.DEFINE_integer(
         "max_seq_length", 128, "Longest sequence, in tokens.", lower_bound=4
     )
@@ -49,6 +38,22 @@ def define_data_flags():
     )
     flags.DEFINE_string(
         "cache_dir", None, "Keeps tokenised data here for the next run."
+    )
+
+
+def define_task_flags():
+    """Defines the task and where its files are."""
+    flags.DEFINE_string(
+        "task_name",
+        None,
+        "CoLA, SST-2, MRPC, MRPC-MSR, STS-B, QQP, MNLI, QNLI, RTE, WNLI, AX, "
+        "or custom.",
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder that holds one folder per task with the official GLUE files, "
+        "or the task's own folder, or 'tfds' for TensorFlow Datasets.",
     )
     flags.DEFINE_string("text_a_column", "text_a", "task_name=custom: column.")
     flags.DEFINE_string(

@@ -31,7 +31,12 @@ FLAGS = flags.FLAGS
 _MODELS_WHILE_TRAINING = 5
 
 # Flags that mean the same however the path is spelt.
-_PATH_FLAGS = {"data_dir", "init_checkpoint", "teacher_checkpoint"}
+_PATH_FLAGS = {
+    "aug_train",
+    "data_dir",
+    "init_checkpoint",
+    "teacher_checkpoint",
+}
 
 # Which run will be the teacher is not known yet.
 _TEACHER = "(the best run)"

@@ -39,6 +39,12 @@ def define_flags():
         "a run, or preset:NAME of keras-hub.",
     )
     text("output_dir", None, "The run directory to write.")
+    text(
+        "aug_train",
+        None,
+        "Train on what `augment` wrote to this folder, instead of the task's "
+        "training file.",
+    )
     flags.DEFINE_bool("overwrite", False, "Replace the run in --output_dir.")
     number("train_batch_size", 32, "Examples per optimizer step.", 1)
     number(

@@ -191,6 +191,11 @@ class TrainBatches:
         if drop_remainder:
             self.num_batches = max(len(dataset) // batch_size, 1)
 
+    @property
+    def label_dtype(self) -> np.dtype:
+        """Of the labels: int32 classes or float32 scores."""
+        return self.dataset.labels.dtype
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict]:
         """Yields the batches of one epoch.
 

@@ -9,6 +9,7 @@ Left out: compressed files and Excel's UTF-16.
 
 import csv
 import dataclasses
+import io
 import os
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def read_table(
 
     Reference: https://www.rfc-editor.org/rfc/rfc4180
     """
-    rows = _csv_rows(path) if path.endswith(".csv") else _tsv_rows(path)
+    rows = iterate_rows(path)
     if header is None:
         _, header = next(rows, (0, None))
         if header is None:
@@ -97,6 +98,32 @@ def read_table(
     if not table.lines:
         raise UserError(f"{path} has no rows.")
     return table
+
+
+def iterate_rows(path: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields the line where each row starts and all of its fields, verbatim.
+
+    Args:
+        path: str. A TSV or CSV file, read as by `read_table`.
+
+    Raises:
+        UserError: the file cannot be read or is not UTF-8.
+    """
+    return _csv_rows(path) if path.endswith(".csv") else _tsv_rows(path)
+
+
+def format_row(path: str, fields: Sequence[str]) -> str:
+    """Returns a row as `iterate_rows` reads it back, its newline included.
+
+    Args:
+        path: str. The file that it is for.
+        fields: sequence of str. For a TSV file without tabs and newlines.
+    """
+    if not path.endswith(".csv"):
+        return "\t".join(fields) + "\n"
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(fields)
+    return text.getvalue()
 
 
 def find_file(data_dir: str, folder: str, file: str) -> str:

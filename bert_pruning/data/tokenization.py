@@ -126,6 +126,24 @@ class BertTokenizer(tf.Module):
         with tf.device("CPU:0"):  # strings live there
             return self.tokenize_tensor(texts)
 
+    def split_words(self, texts) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+        """Cuts each text into words, and each word into its pieces.
+
+        Args:
+            texts: texts [N]: string tensor, array or list of str or bytes.
+
+        Returns:
+            The words, cleaned and lower-cased as the model sees them, string
+            `tf.RaggedTensor` [N, None], and the ids of their pieces, int32
+            `tf.RaggedTensor` [N, None, None].
+
+        Raises:
+            UserError: `texts` is not a batch of texts.
+        """
+        texts = _make_string_tensor(texts, "texts")
+        with tf.device("CPU:0"):
+            return self._split_words(texts)
+
     @tf.function(
         input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
     )
@@ -250,10 +268,17 @@ class BertTokenizer(tf.Module):
         return tf.gather(tokens, tf.math.invert_permutation(order))
 
     def _tokenize_unicode(self, texts):
+        _, pieces = self._split_words(texts)
+        return pieces.merge_dims(1, 2)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+    )
+    def _split_words(self, texts):
         words = tf.strings.split(self._normalizer(texts))
         is_long = tf.strings.length(words.values, "UTF8_CHAR") > MAX_WORD_LENGTH
-        words = words.with_values(tf.where(is_long, "[UNK]", words.values))
-        return self._word_pieces.tokenize(words).merge_dims(1, 2)
+        known = words.with_values(tf.where(is_long, "[UNK]", words.values))
+        return words, self._word_pieces.tokenize(known)
 
 
 def _truncate(length_a, length_b, max_seq_length):

@@ -4,6 +4,8 @@ One builder serves every shape. Weights move between models, checkpoints and
 wrappers by canonical name, `layer name/weight name`, never by position.
 """
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
@@ -57,27 +59,83 @@ def build_model(config: BertConfig, num_outputs: int | None = None):
     Reference: [BERT](https://arxiv.org/abs/1810.04805).
     """
 
-    def initializer():
-        return keras.initializers.TruncatedNormal(
-            stddev=config.initializer_range
+    encoder = _build_encoder(config)
+    pooled = layers.FirstToken(name="first_token")(encoder.hidden_states[-1])
+    pooled = _dense(config, config.hidden_size, "pooler", activation="tanh")(
+        pooled
+    )
+    outputs = {
+        "hidden_states": encoder.hidden_states,
+        "attention_scores": encoder.attention_scores,
+        "pooled_output": pooled,
+    }
+    if num_outputs is not None:
+        logits = layers.Dropout(
+            config.classifier_dropout, name="classifier_dropout"
+        )(pooled)
+        logits = _dense(config, num_outputs, "classifier")(logits)
+        outputs["logits"] = keras.layers.Activation(
+            "linear", dtype=tf.float32, name="logits"
+        )(logits)
+
+    return keras.Model(encoder.inputs, outputs, name="bert")
+
+
+def build_masked_lm(config: BertConfig):
+    """Builds a BERT with the head that predicts masked tokens.
+
+    It has a fourth input, `masked_positions`, int32 `(batch, positions)`: only
+    these are compared with the vocabulary. The output is a dict with
+    `mlm_logits`, float32 `(batch, positions, vocab_size)`. The decoder's kernel
+    is the table of word embeddings.
+
+    Args:
+        config: BertConfig. Its embeddings must not be factorised.
+
+    Returns:
+        A `tf_keras.Model` with newly initialised weights.
+
+    Raises:
+        UserError: if the embeddings are factorised.
+
+    Reference: [BERT](https://arxiv.org/abs/1810.04805).
+    """
+    if config.embedding_rank:
+        raise UserError(
+            "Masked tokens can be predicted only with whole word embeddings. "
+            f"Received: embeddings of rank {config.embedding_rank}."
         )
+    encoder = _build_encoder(config)
+    positions = keras.Input((None,), dtype=tf.int32, name="masked_positions")
+    x = layers.GatherPositions(name="masked_states")(
+        [encoder.hidden_states[-1], positions]
+    )
+    x = _dense(config, config.hidden_size, "mlm_transform")(x)
+    x = keras.layers.Activation(
+        activation_function(config.hidden_act), name="mlm_activation"
+    )(x)
+    x = _norm(config, "mlm_norm")(x)
+    x = encoder.word_embeddings(x, reverse=True)
+    x = layers.Bias(name="mlm_output")(x)
+    x = keras.layers.Activation("linear", dtype=tf.float32, name="mlm_logits")(
+        x
+    )
+    return keras.Model(
+        [*encoder.inputs, positions], {"mlm_logits": x}, name="bert"
+    )
 
-    def dense(units, name, **kwargs):
-        return keras.layers.Dense(
-            units, kernel_initializer=initializer(), name=name, **kwargs
-        )
 
-    def norm(name):
-        return layers.LayerNormalization(config.layer_norm_eps, name=name)
+@dataclasses.dataclass(frozen=True)
+class _Encoder:
+    """The part that all models have, as tensors and layers of Keras."""
 
-    def dropout(name):
-        return layers.Dropout(config.hidden_dropout_prob, name=name)
+    inputs: list
+    hidden_states: list
+    attention_scores: list
+    word_embeddings: keras.layers.Layer
 
-    def embedding(size, width, name):
-        return keras.layers.Embedding(
-            size, width, embeddings_initializer=initializer(), name=name
-        )
 
+def _build_encoder(config):
     # === Inputs ===
     word_ids, mask, type_ids = (
         keras.Input((None,), dtype=tf.int32, name=name)
@@ -85,15 +143,22 @@ def build_model(config: BertConfig, num_outputs: int | None = None):
     )
 
     # === Embeddings ===
-    x = embedding(
+    word_embeddings = layers.TokenEmbedding(
         config.vocab_size,
         config.embedding_rank or config.hidden_size,
-        "word_embeddings",
-    )(word_ids)
+        embeddings_initializer=_initializer(config),
+        name="word_embeddings",
+    )
+    x = word_embeddings(word_ids)
     if config.embedding_rank:
-        x = dense(config.hidden_size, "embedding_projection", use_bias=False)(x)
-    types = embedding(
-        config.type_vocab_size, config.hidden_size, "token_type_embeddings"
+        x = _dense(
+            config, config.hidden_size, "embedding_projection", use_bias=False
+        )(x)
+    types = keras.layers.Embedding(
+        config.type_vocab_size,
+        config.hidden_size,
+        embeddings_initializer=_initializer(config),
+        name="token_type_embeddings",
     )(type_ids)
     x = keras.layers.Add(name="embeddings_add")([x, types])
     x = layers.PositionEmbedding(
@@ -101,8 +166,8 @@ def build_model(config: BertConfig, num_outputs: int | None = None):
         config.initializer_range,
         name="position_embeddings",
     )(x)
-    x = norm("embeddings_norm")(x)
-    x = dropout("embeddings_dropout")(x)
+    x = _norm(config, "embeddings_norm")(x)
+    x = _dropout(config, "embeddings_dropout")(x)
     hidden_states, attention_scores = [x], []
 
     # === Encoder ===
@@ -110,9 +175,9 @@ def build_model(config: BertConfig, num_outputs: int | None = None):
         zip(config.num_heads, config.intermediate_sizes, strict=True)
     ):
         width = num_heads * config.head_size
-        query = dense(width, f"layer_{i}_query")(x)
-        key = dense(width, f"layer_{i}_key")(x)
-        value = dense(width, f"layer_{i}_value")(x)
+        query = _dense(config, width, f"layer_{i}_query")(x)
+        key = _dense(config, width, f"layer_{i}_key")(x)
+        value = _dense(config, width, f"layer_{i}_value")(x)
         scores = layers.AttentionScores(
             config.head_size, name=f"layer_{i}_scores"
         )([query, key, mask])
@@ -121,40 +186,45 @@ def build_model(config: BertConfig, num_outputs: int | None = None):
             config.attention_probs_dropout_prob,
             name=f"layer_{i}_attention",
         )([scores, value])
-        y = dense(config.hidden_size, f"layer_{i}_attention_output")(y)
-        y = dropout(f"layer_{i}_attention_dropout")(y)
+        y = _dense(config, config.hidden_size, f"layer_{i}_attention_output")(y)
+        y = _dropout(config, f"layer_{i}_attention_dropout")(y)
         y = keras.layers.Add(name=f"layer_{i}_attention_add")([x, y])
-        x = norm(f"layer_{i}_attention_norm")(y)
-        y = dense(intermediate_size, f"layer_{i}_intermediate")(x)
+        x = _norm(config, f"layer_{i}_attention_norm")(y)
+        y = _dense(config, intermediate_size, f"layer_{i}_intermediate")(x)
         y = keras.layers.Activation(
             activation_function(config.hidden_act),
             name=f"layer_{i}_activation",
         )(y)
-        y = dense(config.hidden_size, f"layer_{i}_output")(y)
-        y = dropout(f"layer_{i}_output_dropout")(y)
+        y = _dense(config, config.hidden_size, f"layer_{i}_output")(y)
+        y = _dropout(config, f"layer_{i}_output_dropout")(y)
         y = keras.layers.Add(name=f"layer_{i}_output_add")([x, y])
-        x = norm(f"layer_{i}_output_norm")(y)
+        x = _norm(config, f"layer_{i}_output_norm")(y)
         hidden_states.append(x)
         attention_scores.append(scores)
+    return _Encoder(
+        [word_ids, mask, type_ids],
+        hidden_states,
+        attention_scores,
+        word_embeddings,
+    )
 
-    # === Heads ===
-    pooled = layers.FirstToken(name="first_token")(x)
-    pooled = dense(config.hidden_size, "pooler", activation="tanh")(pooled)
-    outputs = {
-        "hidden_states": hidden_states,
-        "attention_scores": attention_scores,
-        "pooled_output": pooled,
-    }
-    if num_outputs is not None:
-        logits = layers.Dropout(
-            config.classifier_dropout, name="classifier_dropout"
-        )(pooled)
-        logits = dense(num_outputs, "classifier")(logits)
-        outputs["logits"] = keras.layers.Activation(
-            "linear", dtype=tf.float32, name="logits"
-        )(logits)
 
-    return keras.Model([word_ids, mask, type_ids], outputs, name="bert")
+def _initializer(config):
+    return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+
+
+def _dense(config, units, name, **kwargs):
+    return keras.layers.Dense(
+        units, kernel_initializer=_initializer(config), name=name, **kwargs
+    )
+
+
+def _norm(config, name):
+    return layers.LayerNormalization(config.layer_norm_eps, name=name)
+
+
+def _dropout(config, name):
+    return layers.Dropout(config.hidden_dropout_prob, name=name)
 
 
 @keras.utils.register_keras_serializable(package="bert_pruning")

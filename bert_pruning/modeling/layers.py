@@ -254,6 +254,51 @@ class AttentionContext(keras.layers.Layer):
 
 
 @_register
+class TokenEmbedding(keras.layers.Embedding):
+    """A table of embeddings that also scores states against every token.
+
+    Called with `reverse=True` on states `(..., width)`, it returns their
+    products with each row, `(..., tokens)`: the decoder of a masked language
+    model, which has no kernel of its own.
+
+    Reference: [Tied embeddings](https://arxiv.org/abs/1608.05859).
+    """
+
+    def call(self, inputs, reverse=False):
+        if not reverse:
+            return super().call(inputs)
+        table = tf.cast(self.embeddings, inputs.dtype)
+        return tf.matmul(inputs, table, transpose_b=True)
+
+
+@_register
+class GatherPositions(keras.layers.Layer):
+    """Takes the states at some positions of each row.
+
+    Called on `[states, positions]`, `(batch, length, width)` and int
+    `(batch, positions)`; returns `(batch, positions, width)`.
+    """
+
+    def call(self, inputs):
+        states, positions = inputs
+        return tf.gather(states, positions, axis=1, batch_dims=1)
+
+
+@_register
+class Bias(keras.layers.Layer):
+    """Adds a learned vector along the last axis."""
+
+    def build(self, input_shape):
+        self.bias = self.add_weight(
+            "bias", (input_shape[-1],), initializer="zeros"
+        )
+        super().build(input_shape)
+
+    def call(self, inputs):
+        return inputs + self.bias
+
+
+@_register
 class FirstToken(keras.layers.Layer):
     """Takes the hidden state of the first token, [CLS]."""
 

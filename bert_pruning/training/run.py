@@ -155,7 +155,9 @@ class Run:
 
     def complete(self):
         """Marks the run as done; of a command that trains nothing."""
-        self.write_text("DONE", "")
+        with self.writing():
+            shutil.rmtree(self.path("checkpoint"), ignore_errors=True)
+            self.write_text("DONE", "")
 
     def _clear(self):
         # A kill in between must leave neither half a finished run, nor half a
@@ -168,9 +170,11 @@ class Run:
         for name in (
             *("config.json", "model.safetensors", "tokenizer_config.json"),
             *("vocab.txt", "metrics.jsonl", "eval_results.txt", "flags.cfg"),
-            *("scores.npz", "structure.json"),
+            *("scores.npz", "structure.json", "augment.json"),
         ):
             self.path(name).unlink(missing_ok=True)
+        for path in self.directory.glob("train_aug-*-of-*"):
+            path.unlink()
 
 
 def read_results(path):

@@ -178,7 +178,7 @@ class Trainer:
         self.model = model
         self._snapshots.track(model)
         self._stepper = Stepper(
-            model, self.batches.dataset.labels.dtype, self.plan.accumulation
+            model, self.batches.label_dtype, self.plan.accumulation
         )
 
     def _run_step(self, batch):
