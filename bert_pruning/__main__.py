@@ -6,6 +6,7 @@
     score     tells how much each head, neuron and layer matters
     shrink    cuts a model down to what matters most
     augment   makes more training data by replacing words
+    recipe    runs a chain of commands
     report    counts parameters, zeros and bytes
     fetch     downloads official checkpoints and data sets
     run_all   trains every task at every learning rate, then prunes
@@ -38,6 +39,7 @@ COMMANDS = (
     "score",
     "shrink",
     "augment",
+    "recipe",
     "report",
     "fetch",
     "run_all",

@@ -52,12 +52,7 @@ def define_flags():
 
 def main():
     """Augments by the flags; returns the exit status."""
-    shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
-    if FLAGS.data_dir == "tfds":
-        raise UserError(
-            "augment needs the task's files, not TensorFlow Datasets. Fetch "
-            "them: python -m bert_pruning fetch --what=glue --output_dir=glue"
-        )
+    check_flags()
 
     from bert_pruning.data import augmentation
     from bert_pruning.data import reading
@@ -99,6 +94,16 @@ def main():
     print(f"{len(examples)} rows -> {sum(rows.values())}")
     print(f"Shards: {run.directory}")
     return 0
+
+
+def check_flags():
+    """Finds what is wrong before anything is loaded."""
+    shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
+    if FLAGS.data_dir == "tfds":
+        raise UserError(
+            "augment needs the task's files, not TensorFlow Datasets. Fetch "
+            "them: python -m bert_pruning fetch --what=glue --output_dir=glue"
+        )
 
 
 def _build_augmenter(num_variants):

@@ -27,9 +27,14 @@ def define_flags():
     )
 
 
+def check_flags():
+    """Finds what is wrong before anything is loaded."""
+    shared.require("init_checkpoint", "data_dir")
+
+
 def main():
     """Evaluates by the flags; returns the exit status."""
-    shared.require("init_checkpoint", "data_dir")
+    check_flags()
 
     from bert_pruning.commands import inputs
     from bert_pruning.compression import costs

@@ -24,9 +24,14 @@ def define_flags():
     flags.DEFINE_string("output_dir", None, "Where the files are written.")
 
 
+def check_flags():
+    """Finds what is wrong before anything is loaded."""
+    shared.require("init_checkpoint", "data_dir", "output_dir")
+
+
 def main():
     """Predicts by the flags; returns the exit status."""
-    shared.require("init_checkpoint", "data_dir", "output_dir")
+    check_flags()
 
     from bert_pruning.commands import inputs
     from bert_pruning.delivery.submission import check_submission

@@ -15,28 +15,19 @@ from absl import flags
 from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import pruning_flags
+from bert_pruning.commands import settings
 from bert_pruning.commands import train
 from bert_pruning.commands.sweep import Sweep
 from bert_pruning.data.tasks import Task
 from bert_pruning.data.tasks import read_examples
 from bert_pruning.errors import UserError
 from bert_pruning.outputs import check_writable
-from bert_pruning.training.run import RESUMABLE_FLAGS
-from bert_pruning.training.run import parse_flags
 
 FLAGS = flags.FLAGS
 
 # While it trains, a run holds its model, the best one and the optimizer's two
 # slots.
 _MODELS_WHILE_TRAINING = 5
-
-# Flags that mean the same however the path is spelt.
-_PATH_FLAGS = {
-    "aug_train",
-    "data_dir",
-    "init_checkpoint",
-    "teacher_checkpoint",
-}
 
 # Which run will be the teacher is not known yet.
 _TEACHER = "(the best run)"
@@ -189,39 +180,18 @@ def _check_earlier_run(stage):
     begun = stage.directory / "flags.cfg"
     if FLAGS.overwrite or not stage.is_done or not begun.exists():
         return
-    before, now = (
-        _settings(begun.read_text()),
-        _settings(shared.flags_as_text()),
+    known = train_flags()
+    differing = settings.differences(
+        settings.read(begun.read_text(), known),
+        settings.read(shared.flags_as_text(), known),
+        unknown=_TEACHER,
     )
-    differing = [
-        f"--{name}: {before.get(name, 'not set')} before, "
-        f"{now.get(name, 'not set')} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and now.get(name) != _TEACHER
-    ]
     if differing:
         raise UserError(
             f"{stage.directory} is finished, but with other flags "
             f"({'; '.join(differing)}). Give the same flags, another "
             f"--output_dir, or --overwrite to run all anew."
         )
-
-
-def _settings(text):
-    """The flags that change what a run computes, their paths comparable."""
-    known = set(train_flags()) - RESUMABLE_FLAGS
-    return {
-        name: whole_path(value) if name in _PATH_FLAGS else value
-        for name, value in parse_flags(text).items()
-        if name in known
-    }
-
-
-def whole_path(path: str) -> str:
-    """Spells a path in the one way that can be compared."""
-    if path in ("tfds", _TEACHER) or path.startswith("preset:"):
-        return path
-    return os.path.abspath(path)
 
 
 def _check_data(task):

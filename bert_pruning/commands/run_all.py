@@ -28,6 +28,7 @@ from absl import flags
 
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import preflight
+from bert_pruning.commands import settings
 from bert_pruning.commands import train
 from bert_pruning.commands.stages import Stage
 from bert_pruning.commands.sweep import PRUNE_FLAGS
@@ -219,11 +220,11 @@ class Runner:
             return False
         flag = "--teacher_checkpoint="
         before = [
-            preflight.whole_path(line.removeprefix(flag))
+            settings.whole_path(line.removeprefix(flag))
             for line in (stage.directory / "flags.cfg").read_text().splitlines()
             if line.startswith(flag)
         ]
-        return before != [preflight.whole_path(str(teacher))]
+        return before != [settings.whole_path(str(teacher))]
 
 
 def _read(stage):

@@ -41,10 +41,7 @@ def define_flags():
 
 def main():
     """Scores by the flags; returns the exit status."""
-    shared.require("init_checkpoint", "output_dir")
-    if FLAGS.method not in _FROM_WEIGHTS:
-        shared.require("data_dir")
-    distillation_flags.check()
+    check_flags()
 
     from bert_pruning.commands import inputs
     from bert_pruning.compression import importance
@@ -75,6 +72,14 @@ def main():
         print(f"layer {layer}: {value:.4g}, of which heads {heads}")
     print(f"Scores: {run.path('scores.npz')}")
     return 0
+
+
+def check_flags():
+    """Finds what contradicts itself before anything is loaded."""
+    shared.require("init_checkpoint", "output_dir")
+    if FLAGS.method not in _FROM_WEIGHTS:
+        shared.require("data_dir")
+    distillation_flags.check()
 
 
 def _score_on_data(checkpoint, about, run):

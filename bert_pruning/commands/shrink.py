@@ -49,8 +49,7 @@ def define_flags():
 
 def main():
     """Shrinks by the flags; returns the exit status."""
-    shared.require("init_checkpoint", "output_dir")
-    _check_flags()
+    check_flags()
 
     from bert_pruning.compression import costs
     from bert_pruning.compression import surgery
@@ -98,7 +97,9 @@ def main():
     return 0
 
 
-def _check_flags():
+def check_flags():
+    """Finds what contradicts itself before anything is loaded."""
+    shared.require("init_checkpoint", "output_dir")
     shape = [
         name
         for name in (*_UNIFORM, *_RATIOS, "keep_structure")

@@ -23,17 +23,19 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One run of `train`.
+    """One run of a command.
 
     Args:
         title: str. What a person calls it.
-        directory: path. The run directory.
-        arguments: tuple of str. The flags of `train`, but `--output_dir`.
+        directory: path. Its output directory.
+        arguments: tuple of str. Its flags, but `--output_dir`.
+        name: str. The command.
     """
 
     title: str
     directory: Path
     arguments: tuple[str, ...]
+    name: str = "train"
 
     @property
     def is_done(self) -> bool:
@@ -47,7 +49,7 @@ class Stage:
     @property
     def command(self) -> list[str]:
         return [
-            *(sys.executable, "-m", "bert_pruning", "train"),
+            *(sys.executable, "-m", "bert_pruning", self.name),
             *(*self.arguments, f"--output_dir={self.directory}"),
         ]
 

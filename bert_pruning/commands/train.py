@@ -102,7 +102,6 @@ def define_flags():
 
 def main():
     """Trains by the flags; returns the exit status."""
-    shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
     check_flags()
     # Imports TensorFlow, so a wrong flag is answered before.
     from bert_pruning.commands import assembly
@@ -119,6 +118,7 @@ def main():
 
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
+    shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
     for name in FLAGS:
         value = FLAGS[name].value
         if isinstance(value, float) and not math.isfinite(value):

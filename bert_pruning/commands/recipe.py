@@ -1,0 +1,238 @@
+r"""Runs a chain of commands, each on what the ones before have made.
+
+    python -m bert_pruning recipe --recipe=configs/rosita/setting4.recipe \
+        --task_name=CoLA --data_dir=glue \
+        --init_checkpoint=uncased_L-12_H-768_A-12 \
+        --set=glove=glove.42B.300d.txt --output_dir=runs/rosita/CoLA
+
+A recipe is a text file with a stage a line, its name, a colon, and a command
+with its flags but --output_dir:
+
+    student: train --flagfile=student.cfg --init_checkpoint={init_checkpoint}
+    small: train --flagfile=small.cfg --init_checkpoint={student}
+
+`{student}` is the output directory of that stage. `{task_name}`, `{data_dir}`,
+`{init_checkpoint}`, `{here}` (the recipe's folder), `{task}` (the task in lower
+case) and what --set gives are replaced likewise. Lines may be continued by a
+backslash; # begins a comment. All flags are checked before the first stage,
+finished stages are skipped, and a killed one is resumed.
+"""
+
+import dataclasses
+import importlib
+import multiprocessing
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from bert_pruning.commands import flags as shared
+from bert_pruning.commands import settings
+from bert_pruning.commands.stages import Stage
+from bert_pruning.errors import UserError
+from bert_pruning.outputs import check_writable
+
+FLAGS = flags.FLAGS
+
+COMMANDS = ("train", "evaluate", "predict", "score", "shrink", "augment")
+
+_LINE = re.compile(r"([\w-]+)\s*:\s*(.*)")
+_PLACEHOLDER = re.compile(r"\{([\w-]+)\}")
+
+
+def define_flags():
+    """Defines the flags of `recipe`."""
+    text = flags.DEFINE_string
+    text("recipe", None, "The file that lists the stages.")
+    text("output_dir", None, "Holds a folder for each stage.")
+    text("task_name", None, "Replaces {task_name} in the recipe.")
+    text("data_dir", None, "Replaces {data_dir} in the recipe.")
+    text("init_checkpoint", None, "Replaces {init_checkpoint} in the recipe.")
+    flags.DEFINE_multi_string(
+        "set", [], "NAME=VALUE, replaces {NAME} in the recipe; many times."
+    )
+
+
+def main():
+    """Runs the recipe of the flags; returns the exit status."""
+    shared.require("recipe", "output_dir")
+    check_writable(FLAGS.output_dir)
+    stages = read_recipe(FLAGS.recipe, _values(), Path(FLAGS.output_dir))
+    waiting = [stage for stage in stages if not _is_done(stage)]
+    for number, stage in enumerate(stages, 1):
+        print(
+            f"\n[{number}/{len(stages)}] {stage.title}: {stage.directory}",
+            flush=True,
+        )
+        if stage not in waiting:
+            print("Done before.")
+            continue
+        started = time.monotonic()
+        try:
+            error = stage.run()
+        except KeyboardInterrupt:
+            print(
+                "\nStopped. The same command goes on from here.",
+                file=sys.stderr,
+            )
+            return 130
+        minutes = (time.monotonic() - started) / 60
+        if error:
+            print(f"Failed after {minutes:.1f} minutes: {error}")
+            print(f"Log: {stage.log}")
+            return 1
+        print(f"Done in {minutes:.1f} minutes.")
+    return 0
+
+
+def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
+    """Reads the stages of a recipe.
+
+    Args:
+        path: str. The file.
+        values: dict from str to str or None. What placeholders stand for.
+        output_dir: path. The folder above those of the stages.
+
+    Raises:
+        UserError: with file and line, if a line cannot be read, names an
+            unknown command, or has a placeholder that stands for nothing.
+    """
+    values = {**values, "here": str(Path(path).parent)}
+    stages = []
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise UserError(
+                f"{where}: expected NAME: COMMAND --flag=value. Received: "
+                f"{line}"
+            )
+        name = match[1]
+        if values.get(name) is not None:
+            raise UserError(f"{where}: the name {name} is taken.")
+        try:
+            filled = _fill(match[2], values, where)
+            command, *arguments = shlex.split(filled) or [""]
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{where}: {error}. Received: {line}") from error
+        if command not in COMMANDS:
+            raise UserError(
+                f"{where}: a stage runs one of {', '.join(COMMANDS)}. "
+                f"Received: {command!r}."
+            )
+        stages.append(Stage(name, output_dir / name, tuple(arguments), command))
+        values[name] = str(output_dir / name)
+    if not stages:
+        raise UserError(f"{path} has no stages.")
+    return stages
+
+
+def _values():
+    values = {
+        name: FLAGS[name].value
+        for name in ("task_name", "data_dir", "init_checkpoint")
+    }
+    values["task"] = (FLAGS.task_name or "").lower() or None
+    for text in FLAGS.set:
+        name, separator, value = text.partition("=")
+        if not separator or not _PLACEHOLDER.fullmatch(f"{{{name}}}"):
+            raise UserError(f"--set needs NAME=VALUE. Received: {text}.")
+        values[name] = value
+    return values
+
+
+def _lines(path):
+    """Yields the number and text of each line, continued ones joined."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read {path}: {error}.") from error
+    begun, pending = 0, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        begun = begun if pending else number
+        line = line.strip()
+        if line.startswith("#"):
+            continue
+        if line.endswith("\\"):
+            pending += line.removesuffix("\\")
+            continue
+        if pending + line:
+            yield begun, pending + line
+        pending = ""
+    if pending:
+        yield begun, pending
+
+
+def _fill(line, values, where):
+    def fill(match):
+        name = match[1]
+        value = values.get(name)
+        if value is None:
+            flag = f"--{name}" if name in values else f"--set={name}=..."
+            if name == "task":
+                flag = "--task_name"
+            raise UserError(
+                f"{where}: {{{name}}} stands for nothing. Give {flag}, or a "
+                "stage of this name before."
+            )
+        return value
+
+    return _PLACEHOLDER.sub(fill, line)
+
+
+def _is_done(stage):
+    """Whether a stage is finished; its flags are checked in any case."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        error, now = pool.apply(_parse, (stage,))
+    if error:
+        raise UserError(f"Stage {stage.title}: {error}")
+    found = [stage.directory]
+    if stage.name == "shrink":
+        # It names its run by the shape.
+        found = sorted(stage.directory.glob("a*_l*_f*_e*"))
+    differing = []
+    for directory in found:
+        begun = directory / "flags.cfg"
+        if not (directory / "DONE").exists() or not begun.exists():
+            continue
+        before = settings.read(begun.read_text(), now.names)
+        differing = settings.differences(before, now.settings)
+        if not differing:
+            return True
+    if differing and stage.name != "shrink":
+        raise UserError(
+            f"Stage {stage.title} is finished in {stage.directory}, but with "
+            f"other flags ({'; '.join(differing)}). Delete it to run it anew, "
+            "or choose another --output_dir."
+        )
+    return False
+
+
+@dataclasses.dataclass
+class _Parsed:
+    """The flags of a command and those that a stage sets."""
+
+    names: list
+    settings: dict
+
+
+def _parse(stage):
+    """Parses a stage's flags, in a process where no others are defined."""
+    command = importlib.import_module(f"bert_pruning.commands.{stage.name}")
+    before = set(FLAGS)
+    command.define_flags()
+    names = sorted(set(FLAGS) - before)
+    try:
+        rest = FLAGS(stage.command[3:])[1:]
+        if rest:
+            raise UserError(f"flags look like --flag=value, not {rest[0]!r}.")
+        command.check_flags()
+    except (UserError, flags.Error) as error:
+        return str(error), None
+    return "", _Parsed(names, settings.read(shared.flags_as_text(), names))

@@ -1,0 +1,159 @@
+"""A chain of commands runs in order, skips what is done, and goes on."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_runs
+from folders import contents
+
+from bert_pruning.commands.recipe import read_recipe
+from bert_pruning.errors import UserError
+from bert_pruning.modeling.checkpoints import load_checkpoint
+
+VALUES = {"task_name": "SST-2", "data_dir": "d", "init_checkpoint": None}
+
+RECIPE = """
+# Fine-tunes, scores, cuts, and trains what is left.
+teacher: train --task_name={task_name} --data_dir={data_dir} {quick} \\
+  --init_checkpoint={init_checkpoint}
+scores: score --init_checkpoint={teacher} --data_dir={data_dir} \\
+  --max_seq_length=16 --method=magnitude
+
+cut: shrink --init_checkpoint={teacher} --scores={scores} --keep_heads=1
+small: train --task_name={task_name} --data_dir={data_dir} {quick} \\
+  --init_checkpoint={cut}/a1_l1_f32_e-1 --teacher_checkpoint={teacher} \\
+  --distill=logits
+"""
+
+
+# === Reading ===
+
+
+def read(tmp_path, text, **values):
+    path = tmp_path / "a.recipe"
+    path.write_text(text)
+    return read_recipe(str(path), {**VALUES, **values}, pathlib.Path("out"))
+
+
+def test_stages_are_read_with_their_placeholders(tmp_path):
+    stages = read(
+        tmp_path,
+        "# comment\n"
+        "a: train --x={init_checkpoint} --y='two words'\n\n"
+        "b: score \\\n  --z={a} \\\n  --file={here}/b.cfg\n",
+        init_checkpoint="bert",
+    )
+    assert [(s.title, s.name, s.directory) for s in stages] == [
+        ("a", "train", pathlib.Path("out/a")),
+        ("b", "score", pathlib.Path("out/b")),
+    ]
+    assert stages[0].arguments == ("--x=bert", "--y=two words")
+    assert stages[1].arguments == ("--z=out/a", f"--file={tmp_path}/b.cfg")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no stages"),
+        ("# nothing\n", "has no stages"),
+        ("train --x=1", r":1: expected NAME: COMMAND"),
+        ("\na: tarin --x=1", r":2: a stage runs one of train.*'tarin'"),
+        ("a:", r":1: a stage runs one of"),
+        ("a: train\na: train", ":2: the name a is taken"),
+        ("task_name: train", "the name task_name is taken"),
+        ("a: train --x={b}\nb: train", r":1: {b} stands.*--set=b=...* before"),
+        ("a: train --x={init_checkpoint}", "Give --init_checkpoint"),
+        ("a: train --x='", r":1: No closing quotation"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, text)
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        read_recipe("nowhere", {}, tmp_path)
+
+
+# === Running ===
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("place")
+    tiny_runs.write_sst2(folder / "data")
+    tiny_runs.write_checkpoint(folder / "init")
+    (folder / "rosita.recipe").write_text(RECIPE)
+    return folder
+
+
+def command(folder, *flags):
+    quick = " ".join(tiny_runs.QUICK)
+    return [
+        *(sys.executable, "-m", "bert_pruning", "recipe"),
+        *(f"--recipe={folder}/rosita.recipe", "--task_name=SST-2"),
+        *(f"--data_dir={folder}/data", f"--init_checkpoint={folder}/init"),
+        *(f"--set=quick={quick}", *flags),
+    ]
+
+
+def run(folder, *flags):
+    return subprocess.run(
+        command(folder, *flags), capture_output=True, text=True
+    )
+
+
+def test_a_chain_runs_and_is_not_run_twice(place, tmp_path):
+    out = tmp_path / "out"
+    # Killed in its first stage, it goes on.
+    process = subprocess.Popen(
+        command(place, f"--output_dir={out}"), stdout=subprocess.DEVNULL
+    )
+    while not (out / "teacher" / "flags.cfg").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    finished = run(place, f"--output_dir={out}")
+    assert finished.returncode == 0, finished.stderr
+    assert "[4/4] small" in finished.stdout
+    config = load_checkpoint(str(out / "small")).config
+    assert config.num_heads == (1,)
+    before = contents(out)
+    again = run(place, f"--output_dir={out}")
+    assert again.returncode == 0
+    assert again.stdout.count("Done before.") == 4
+    assert contents(out) == before
+    # Other flags are another run.
+    other = run(place, f"--output_dir={out}", f"--set=quick={'--max_steps=3'}")
+    assert other.returncode == 2
+    assert "Stage teacher is finished" in other.stderr
+    assert "--max_steps: 4 before, 3 now" in other.stderr
+    assert contents(out) == before
+
+
+def test_a_wrong_flag_anywhere_is_found_before_the_first_stage(place, tmp_path):
+    (tmp_path / "rosita.recipe").write_text(
+        RECIPE.replace("--keep_heads=1", "--keep_head=1")
+    )
+    flags = (f"--recipe={tmp_path}/rosita.recipe", f"--output_dir={tmp_path}/o")
+    finished = run(place, *flags)
+    assert finished.returncode == 2
+    assert "Stage cut: Unknown command line flag 'keep_head'" in finished.stderr
+    assert not contents(tmp_path / "o")
+
+
+def test_a_failing_stage_ends_the_chain(place, tmp_path):
+    flags = (f"--data_dir={tmp_path}", f"--output_dir={tmp_path}/o")
+    finished = run(place, *flags)
+    assert finished.returncode == 1
+    assert "[1/4] teacher" in finished.stdout
+    assert "Failed after" in finished.stdout
+    assert f"Log: {tmp_path}/o/teacher.log" in finished.stdout
+    assert "[2/4]" not in finished.stdout
