@@ -178,3 +178,78 @@ def test_bad_input_is_named(tmp_path):
         assert status == 2
         assert message in err
         assert "Traceback" not in err
+
+
+# === Shapes, latencies and pictures ===
+
+
+def test_the_shape_and_its_operations_are_told(tmp_path):
+    config = tiny_bert.uneven_config()
+    weights = tiny_bert.random_weights(config)
+    save_huggingface(tmp_path, config, weights, tiny_bert.vocabulary(), True)
+    measured = report.measure(load_checkpoint(tmp_path))
+    text = report.as_text([measured])
+    assert "a1-2_l2_f5-12_e3; heads by layer 2 1; neurons 5 12" in text
+    assert f"Encoder: {costs.encoder_macs(config, 128):,} mult" in text
+    values = measured.to_dict()
+    assert values["shape"]["num_heads"] == [2, 1]
+    assert values["encoder_macs_128"] == costs.encoder_macs(config, 128)
+    assert "| a1-2_l2_f5-12_e3 |" in report.as_markdown([measured])
+
+
+def run_report(*flags):
+    return tiny_runs.run_command("report", *flags)
+
+
+def test_latencies_are_measured_for_each_setting(sparse_run, dense_checkpoint):
+    flags = (f"--init_checkpoint={sparse_run},{dense_checkpoint}", "--latency")
+    flags += ("--batch_sizes=1,3", "--lengths=5,16")
+    status, out, err = run_report(*flags, "--format=json")
+    assert status == 0, err
+    for values in json.loads(out):
+        found = values["latencies"]
+        assert [(f["batch_size"], f["length"]) for f in found] == [
+            *((1, 5), (3, 5), (1, 16), (3, 16))
+        ]
+        assert all(f["milliseconds"] > 0 for f in found)
+    status, out, _ = run_report(*flags, "--format=markdown")
+    assert "batch 3 of 16 tokens" in out
+    assert out.count(" ms |") == 8
+
+
+def test_a_plot_is_a_picture_of_all_runs(
+    sparse_run, dense_checkpoint, tmp_path
+):
+    for runs, columns in (
+        (f"{sparse_run},{sparse_run}", 3),
+        (dense_checkpoint, 2),
+    ):
+        path = tmp_path / "new" / f"{columns}.png"
+        status, _, err = run_report(
+            f"--init_checkpoint={runs}", f"--plot={path}"
+        )
+        assert status == 0, err
+        width, height = png_size(path)
+        assert width / height == pytest.approx(4.6 * columns / 4.2, rel=0.01)
+
+
+def png_size(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--plot=kept.doc"], "must end in .png, .svg or .pdf"),
+        (["--plot=/dev/null/kept.png"], "Cannot write to /dev/null"),
+        (["--latency", "--lengths=many"], "--lengths needs whole numbers"),
+        (["--latency", "--batch_sizes=0"], "--batch_sizes must be positive"),
+        (["--latency", "--lengths=17"], "at most 16 tokens"),
+    ],
+)
+def test_what_cannot_be_reported_is_refused(dense_checkpoint, flags, message):
+    status, _, err = run_report(f"--init_checkpoint={dense_checkpoint}", *flags)
+    assert status == 2
+    assert message in err

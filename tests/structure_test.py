@@ -32,7 +32,7 @@ def test_the_best_of_each_layer_are_kept_in_their_order():
     structure = keep_top(CONFIG, SCORES, num_heads=2, num_neurons=2)
     assert structure.heads == ((1, 3), (0, 1))
     assert structure.neurons == ((0, 2), (0, 1))
-    assert structure.name == "a2_l2_f2"
+    assert structure.shrink(CONFIG).short_name == "a2_l2_f2_e-1"
     shape = structure.shrink(CONFIG)
     assert shape.num_heads == (2, 2)
     assert shape.intermediate_sizes == (2, 2)
@@ -192,4 +192,4 @@ def test_uneven_shapes_have_a_name():
     structure = Structure(
         (4, 4), (3, 3), ((0,), (1, 2)), ((0,), tuple(np.arange(3)))
     )
-    assert structure.name == "a1-2_l2_f1-3"
+    assert structure.shrink(CONFIG).short_name == "a1-2_l2_f1-3_e-1"

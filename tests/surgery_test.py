@@ -176,7 +176,7 @@ def test_rosita_s_architecture_has_its_size():
         (tuple(range(100, 612)),) * 8,
     )
     config, weights = surgery.shrink(config, weights, structure)
-    assert structure.name == "a2_l8_f512"
+    assert config.short_name == "a2_l8_f512_e-1"
     weights["word_embeddings/embeddings"] = np.zeros((30522, 128))
     weights["embedding_projection/kernel"] = np.zeros((128, 768))
     assert sum(array.size for array in weights.values()) == 14_474_754

@@ -2,6 +2,8 @@
 
     python -m bert_pruning report --init_checkpoint=runs/mrpc,runs/mrpc_x20
 
+With --latency it times them too; --plot draws them.
+
 Sparsity is given over the pruned matrices, over all encoder kernels and over
 the whole model: 0.95 of BERT-base's 72 matrices is 0.737 of the model.
 """
@@ -12,6 +14,9 @@ import os
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.errors import UserError
+from bert_pruning.outputs import cannot_write
+from bert_pruning.outputs import check_writable
 
 FLAGS = flags.FLAGS
 
@@ -27,29 +32,84 @@ def define_flags():
         ["text", "json", "markdown"],
         "text: every matrix; markdown: one row per checkpoint; json: all.",
     )
+    flags.DEFINE_bool(
+        "latency",
+        False,
+        "Also time each model, at --batch_sizes and --lengths.",
+    )
+    flags.DEFINE_list("batch_sizes", ["1", "32"], "For --latency.")
+    flags.DEFINE_list("lengths", ["64", "128"], "Tokens, for --latency.")
+    flags.DEFINE_string(
+        "plot",
+        None,
+        "Draws heads and neurons by layer, and quality against size, into "
+        "this .png, .svg or .pdf.",
+    )
 
 
 def main():
     """Reports by the flags; returns the exit status."""
     shared.require("init_checkpoint")
+    batch_sizes, lengths = _numbers("batch_sizes"), _numbers("lengths")
+    if FLAGS.plot:
+        if not FLAGS.plot.endswith((".png", ".svg", ".pdf")):
+            raise UserError(
+                "--plot must end in .png, .svg or .pdf. Received: "
+                f"{FLAGS.plot}."
+            )
+        check_writable(os.path.dirname(FLAGS.plot) or ".", "--plot")
 
+    from bert_pruning.delivery import latency
+    from bert_pruning.delivery import plots
     from bert_pruning.delivery import report
     from bert_pruning.modeling import checkpoints
     from bert_pruning.training import run as runs
 
+    loaded = [
+        checkpoints.load_checkpoint(path) for path in FLAGS.init_checkpoint
+    ]
+    latencies = [()] * len(loaded)
+    if FLAGS.latency:
+        longest = max(lengths)
+        for checkpoint in loaded:
+            if longest > checkpoint.config.max_position_embeddings:
+                raise UserError(
+                    f"{checkpoint.path} reads at most "
+                    f"{checkpoint.config.max_position_embeddings} tokens. "
+                    f"Received: --lengths={longest}."
+                )
+        latencies = latency.measure_latencies(loaded, batch_sizes, lengths)
     reports = []
-    for path in FLAGS.init_checkpoint:
+    for checkpoint, measured in zip(loaded, latencies, strict=True):
         results = {}
-        found = os.path.join(path, "eval_results.txt")
-        if os.path.exists(os.path.join(path, "DONE")) and os.path.exists(found):
+        found = os.path.join(checkpoint.path, "eval_results.txt")
+        done = os.path.join(checkpoint.path, "DONE")
+        if os.path.exists(done) and os.path.exists(found):
             results = runs.read_results(found)
-        reports.append(
-            report.measure(checkpoints.load_checkpoint(path), results)
-        )
+        reports.append(report.measure(checkpoint, results, measured))
     if FLAGS.format == "json":
         print(json.dumps([each.to_dict() for each in reports], indent=2))
     elif FLAGS.format == "markdown":
         print(report.as_markdown(reports))
     else:
         print(report.as_text(reports))
+    if FLAGS.plot:
+        try:
+            plots.draw_reports(reports, FLAGS.plot)
+        except OSError as error:
+            raise cannot_write(FLAGS.plot, error, "--plot") from error
     return 0
+
+
+def _numbers(name):
+    texts = FLAGS[name].value
+    if not texts or not all(text.strip().isdigit() for text in texts):
+        raise UserError(
+            f"--{name} needs whole numbers. Received: {','.join(texts)}."
+        )
+    numbers = [int(text) for text in texts]
+    if min(numbers) < 1:
+        raise UserError(
+            f"--{name} must be positive. Received: {','.join(texts)}."
+        )
+    return numbers

@@ -65,9 +65,8 @@ def main():
         config, weights = surgery.factorize_embeddings(
             config, weights, FLAGS.emb_hidden_dim
         )
-    name = f"{structure.name}_e{config.embedding_rank or -1}"
     run = Run(
-        os.path.join(FLAGS.output_dir, name),
+        os.path.join(FLAGS.output_dir, config.short_name),
         shared.flags_as_text(),
         FLAGS.overwrite,
     )

@@ -6,7 +6,6 @@ file. `surgery.shrink` cuts a model down to it.
 
 import dataclasses
 import json
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,7 +36,7 @@ class Structure:
 
     ```python
     structure = keep_top(config, scores, num_heads=2, num_neurons=512)
-    structure.name  # "a2_l12_f512"
+    structure.heads[0]  # (3, 7)
     ```
     """
 
@@ -78,13 +77,6 @@ class Structure:
     def layers(self) -> tuple[int, ...]:
         """The layers that are kept, rising."""
         return tuple(i for i, row in enumerate(self.heads) if row)
-
-    @property
-    def name(self) -> str:
-        """Short for the shape: heads, layers and neurons, "a2_l8_f512"."""
-        heads = _span([len(self.heads[i]) for i in self.layers])
-        neurons = _span([len(self.neurons[i]) for i in self.layers])
-        return f"a{heads}_l{len(self.layers)}_f{neurons}"
 
     def check_fits(self, config: BertConfig):
         """Checks that the structure is one of a model of this shape.
@@ -300,11 +292,6 @@ def _check_budget(flag, wanted, size, where="the model"):
 def _best(scores, number):
     order = np.argsort(-np.asarray(scores), kind="stable")
     return tuple(sorted(order[:number].tolist()))
-
-
-def _span(sizes: Sequence[int]):
-    low, high = min(sizes), max(sizes)
-    return f"{low}" if low == high else f"{low}-{high}"
 
 
 def _integers(values):

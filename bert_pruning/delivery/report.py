@@ -8,7 +8,12 @@ import dataclasses
 import os
 
 from bert_pruning.compression import costs
+from bert_pruning.delivery.latency import Latency
 from bert_pruning.modeling import bert
+from bert_pruning.modeling.config import BertConfig
+
+# Tokens for which operations are counted.
+LENGTH = 128
 
 # Weights become zero by rounding too, in half precision, but not so many.
 _PRUNED_SHARE = 0.001
@@ -20,6 +25,7 @@ class Report:
 
     Args:
         path: str. Where it was loaded from.
+        config: BertConfig. The shape.
         matrices: dict from layer name to `costs.Count`, the encoder's kernels.
         others: dict from layer name to `costs.Count`, all other kernels of two
             dimensions: of the pooler and the heads.
@@ -27,15 +33,23 @@ class Report:
         raw_bytes: int. All weights as float32.
         compressed_bytes: int. The same after gzip.
         results: dict of floats. The run's `eval_results.txt`, if any.
+        latencies: tuple of `latency.Latency`. Measured, if that was asked.
     """
 
     path: str
+    config: BertConfig
     matrices: dict[str, costs.Count]
     others: dict[str, costs.Count]
     whole: costs.Count
     raw_bytes: int
     compressed_bytes: int
     results: dict[str, float]
+    latencies: tuple[Latency, ...] = ()
+
+    @property
+    def macs(self):
+        """Multiply-accumulate operations of the encoder on LENGTH tokens."""
+        return costs.encoder_macs(self.config, LENGTH)
 
     @property
     def encoder(self):
@@ -65,6 +79,14 @@ class Report:
         """Returns plain values, for JSON."""
         return {
             "path": self.path,
+            "shape": {
+                "name": self.config.short_name,
+                "num_heads": list(self.config.num_heads),
+                "intermediate_sizes": list(self.config.intermediate_sizes),
+                "embedding_rank": self.config.embedding_rank,
+            },
+            f"encoder_macs_{LENGTH}": self.macs,
+            "latencies": [dataclasses.asdict(each) for each in self.latencies],
             "matrices": {
                 name: _count_values(count)
                 for name, count in self.listed.items()
@@ -81,12 +103,13 @@ class Report:
         }
 
 
-def measure(checkpoint, results=None):
+def measure(checkpoint, results=None, latencies=()):
     """Measures one checkpoint.
 
     Args:
         checkpoint: checkpoints.Checkpoint.
         results: dict of floats or None. Its evaluation.
+        latencies: sequence of `latency.Latency`.
 
     Returns:
         A `Report`.
@@ -112,12 +135,14 @@ def measure(checkpoint, results=None):
     )
     return Report(
         path=checkpoint.path,
+        config=checkpoint.config,
         matrices=matrices,
         others=others,
         whole=costs.total(arrays),
         raw_bytes=raw,
         compressed_bytes=compressed,
         results=dict(results or {}),
+        latencies=tuple(latencies),
     )
 
 
@@ -138,12 +163,15 @@ def as_markdown(reports):
     )
     header = [
         "checkpoint",
+        "shape",
         "parameters",
+        f"encoder MMACs at {LENGTH}",
         "zeros in pruned matrices",
         "zeros in encoder kernels",
         "zeros in whole model",
         "MB raw",
         "MB gzipped",
+        *(each.title for each in reports[0].latencies),
         *metrics,
     ]
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
@@ -152,12 +180,15 @@ def as_markdown(reports):
         rows.append(
             [
                 os.path.normpath(report.path),
+                report.config.short_name,
                 f"{report.whole.size:,}",
+                f"{report.macs / 1e6:.1f}",
                 f"{pruned.sparsity:.4f}" if pruned.size else "none",
                 f"{report.encoder.sparsity:.4f}",
                 f"{report.whole.sparsity:.4f}",
                 f"{report.raw_bytes / 1e6:.1f}",
                 f"{report.compressed_bytes / 1e6:.1f}",
+                *(f"{each.milliseconds:.1f} ms" for each in report.latencies),
                 *(
                     f"{report.results[name]:.4f}"
                     if name in report.results
@@ -197,6 +228,20 @@ def _text(report):
         f"Stored: {report.raw_bytes:,} bytes raw, "
         f"{report.compressed_bytes:,} gzipped "
         f"(x{report.raw_bytes / report.compressed_bytes:.2f})"
+    )
+    lines.append(
+        f"Shape: {report.config.short_name}; heads by layer "
+        f"{' '.join(map(str, report.config.num_heads))}; neurons "
+        f"{' '.join(map(str, report.config.intermediate_sizes))}"
+    )
+    lines.append(
+        f"Encoder: {report.macs:,} multiply-accumulate operations on "
+        f"{LENGTH} tokens"
+    )
+    lines.extend(
+        f"Latency, {each.title}: {each.milliseconds:.2f} ms, "
+        f"{each.examples_per_second:.1f} examples/s"
+        for each in report.latencies
     )
     lines.extend(
         f"{name} = {value}" for name, value in sorted(report.results.items())

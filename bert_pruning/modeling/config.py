@@ -169,6 +169,16 @@ class BertConfig:
             and self.embedding_rank is None
         )
 
+    @property
+    def short_name(self):
+        """The shape in short: heads, layers, neurons and embedding rank.
+
+        "a2_l8_f512_e128"; "a1-4" where layers differ, "e-1" without a rank.
+        """
+        heads, neurons = _span(self.num_heads), _span(self.intermediate_sizes)
+        rank = self.embedding_rank or -1
+        return f"a{heads}_l{self.num_layers}_f{neurons}_e{rank}"
+
     @classmethod
     def uniform(
         cls,
@@ -366,6 +376,11 @@ class BertConfig:
             bert_pruning={"config": self.to_dict()},
         )
         return values
+
+
+def _span(sizes):
+    low, high = min(sizes, default=0), max(sizes, default=0)
+    return f"{low}" if low == high else f"{low}-{high}"
 
 
 def _check_sizes(sizes):
