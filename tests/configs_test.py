@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 from defined_flags import defined_flags
 
+from bert_pruning.commands.recipe import read_recipe
+
 ROOT = Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "configs").rglob("*.cfg"))
+RECIPES = sorted((ROOT / "configs").rglob("*.recipe"))
+ROSITA_TASKS = ("CoLA", "SST-2", "MNLI", "QNLI", "QQP")
 
 
 def named(path):
@@ -93,3 +97,59 @@ def test_finetuning_has_the_published_settings():
         assert flags.warmup_proportion == 0.1
         assert flags.weight_decay == 0.01
         assert flags.clip_norm == 1.0
+
+
+# === Recipes ===
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_a_recipe_says_its_command_and_time(path):
+    found = commands(path)
+    assert any(f"--recipe={named(path)}" in command for command in found)
+    assert any(line.startswith("time:") for line in header(path))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_the_stages_of_a_recipe_have_flags_that_exist(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = path.read_text(encoding="utf-8")
+    needed = {name: name for name in ("data_dir", "init_checkpoint")}
+    needed |= {name: name for name in ("glove", "mlm") if f"{{{name}}}" in text}
+    published = [t for t in ROSITA_TASKS if f" {t}" in "\n".join(header(path))]
+    assert published
+    for task in published:
+        values = {**needed, "task_name": task, "task": task.lower()}
+        stages = read_recipe(named(path), values, Path("out"))
+        for stage in stages:
+            with defined_flags(stage.name) as flags:
+                assert flags(stage.command[3:])[1:] == []
+        # The last one makes the small model.
+        assert stages[-1].title == "small"
+
+
+@pytest.mark.parametrize("task", ROSITA_TASKS)
+def test_rosita_has_its_published_settings(task):
+    epochs = {"CoLA": 50, "SST-2": 10, "MNLI": 5, "QNLI": 7, "QQP": 5}
+    rates = {"CoLA": 1e-5, "SST-2": 1e-5, "MNLI": 5e-5}
+    ends = {"CoLA": 0.01, "SST-2": 0.01}
+    with defined_flags("train") as flags:
+        folder = ROOT / "configs" / "rosita"
+        flags(["train", f"--flagfile={folder}/width4/{task.lower()}.cfg"])
+        assert flags.pruning == "width"
+        assert (flags.keep_heads, flags.ffn_hidden_dim) == (2, 512)
+        assert flags.emb_hidden_dim == 128
+        assert flags.num_train_epochs == epochs[task]
+        assert flags.learning_rate == rates.get(task, 3e-5)
+        assert flags.pruning_end == ends.get(task, 0.1)
+        assert flags.optimizer == "bert_adam"
+        assert flags.distill == ["logits", "hidden"]
+        short = task in ("CoLA", "SST-2")
+        assert flags.max_seq_length == (64 if short else 128)
+        assert flags.train_batch_size == (32 if short else 64)
+        assert flags.patience == (10 if task == "CoLA" else None)
+        linear = task == "MNLI"
+        assert flags.lr_schedule == ("linear" if linear else "constant")
+        flags.unparse_flags()
+        flags(["train", f"--flagfile={folder}/depth/{task.lower()}.cfg"])
+        assert flags.pruning == "depth"
+        assert flags.num_layers == 8
