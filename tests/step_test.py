@@ -270,7 +270,20 @@ def test_steps_long_after_the_start_still_have_dropout_of_their_own():
     assert len(losses) == 3
 
 
-def test_two_devices_train_as_one(tmp_path):
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        (
+            *("--pruning=magnitude", "--sparsity=0.5"),
+            "--distill=logits,hidden,attention",
+        ),
+        (
+            *("--pruning=width", "--keep_heads=1", "--ffn_hidden_dim=9"),
+            *("--pruning_end=0.5", "--distill=logits,hidden"),
+        ),
+    ],
+)
+def test_two_devices_train_as_one(tmp_path, pruning):
     task = {"name": "SST-2", "labels": ["0", "1"]}
     init = tiny_runs.write_checkpoint(tmp_path / "init", **NO_DROPOUT)
     teacher = tiny_runs.write_checkpoint(
@@ -280,8 +293,7 @@ def test_two_devices_train_as_one(tmp_path):
         *("train", "--task_name=SST-2"),
         f"--data_dir={tiny_runs.write_sst2(tmp_path / 'data', train=22)}",
         *(f"--init_checkpoint={init}", f"--teacher_checkpoint={teacher}"),
-        "--distill=logits,hidden,attention",
-        *("--pruning=magnitude", "--sparsity=0.5", "--hard_label_weight=1"),
+        *(*pruning, "--hard_label_weight=1"),
         *tiny_runs.QUICK,
     )
     one = tiny_runs.start_command(
@@ -301,6 +313,9 @@ def test_two_devices_train_as_one(tmp_path):
     assert "over 2 devices" in (tmp_path / "log2").read_text()
     weights = load_checkpoint(tmp_path / "one").weights
     for name, array in load_checkpoint(tmp_path / "two").weights.items():
+        if name.endswith("key/bias"):
+            # The softmax is blind to it: Adam makes steps of rounding errors.
+            continue
         np.testing.assert_allclose(
             array, weights[name], rtol=1e-3, atol=1e-5, err_msg=name
         )
