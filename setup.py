@@ -25,6 +25,7 @@ setup(
         "matplotlib",
         "ml_dtypes",
         "numpy",
+        "pyarrow",
         "safetensors",
         "scikit-learn",
         "scipy",

@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -68,14 +69,15 @@ def test_the_shards_are_training_files_of_the_task(place, tmp_path):
     assert status == 0, err
     index = json.loads((tmp_path / "aug" / "augment.json").read_text())
     names = [f"train_aug-0000{i}-of-00003.tsv" for i in range(3)]
-    assert list(index["rows"]) == names
+    assert list(index["shards"]) == names
+    counts = [shard["rows"] for shard in index["shards"].values()]
     assert index["source_rows"] == 24
     assert index["seed"] == 42
-    assert f"24 rows -> {sum(index['rows'].values())}" in out
+    assert f"24 rows -> {sum(counts)}" in out
     source = rows_of(place / "data" / "SST-2" / "train.tsv")
     found = [rows_of(tmp_path / "aug" / name) for name in names]
     assert all(rows[0] == source[0] for rows in found)
-    assert [len(rows) - 1 for rows in found] == list(index["rows"].values())
+    assert [len(rows) - 1 for rows in found] == counts
     made = [tuple(row) for rows in found for row in rows[1:]]
     # Every row of the file, in its order, each followed by its variants.
     labels, position = [], 0
@@ -203,6 +205,8 @@ def test_a_killed_augmentation_goes_on(place, tmp_path, monkeypatch):
         (["--glove=nowhere"], "Cannot read nowhere"),
         (["--replace_probability=0"], "--replace_probability"),
         (["--num_variants=0"], "num_variants"),
+        (["--num_candidates=999"], "--num_candidates=999 is more than"),
+        (["--output_dir=P/mlm"], "mlm would be written over"),
         (["--text_a_column=x"], "--text_a_column needs --task_name=custom"),
     ],
 )
@@ -213,6 +217,7 @@ def test_what_cannot_be_augmented_is_refused(place, tmp_path, flags, message):
     assert message in err
     assert "Traceback" not in err
     assert not (tmp_path / "aug" / "flags.cfg").exists()
+    assert (place / "mlm" / "model.safetensors").exists()
 
 
 def test_a_malformed_row_is_named_before_any_work(place, tmp_path):
@@ -222,6 +227,28 @@ def test_a_malformed_row_is_named_before_any_work(place, tmp_path):
     status, _, err = augment(place, tmp_path / "aug", f"--data_dir={tmp_path}")
     assert status == 2
     assert "train.tsv:2" in err
+
+
+def test_texts_without_words_have_no_variants(place, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    text = "text\tlabel\n\u200b\tyes\n\x01\tno\ngood film\tyes\n"
+    for split in ("train", "dev"):
+        (folder / f"{split}.tsv").write_text(text)
+    own = ("--task_name=custom", f"--data_dir={folder}")
+    own += ("--text_a_column=text",)
+    assert augment(place, tmp_path / "aug", *own)[0] == 0
+    status, _, err = train(
+        place, tmp_path / "run", *own, f"--aug_train={tmp_path}/aug"
+    )
+    assert status == 0, err
+    # Another folder's data are not these.
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    flags = (*own, f"--data_dir={other}", f"--aug_train={tmp_path}/aug")
+    status, _, err = train(place, tmp_path / "run2", *flags)
+    assert status == 2
+    assert "was made for other data" in err
 
 
 # === Training on it ===
@@ -248,7 +275,7 @@ def test_training_reads_the_shards(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer.Trainer, "train", noting)
     _, _, err = train(place, tmp_path / "run", f"--aug_train={tmp_path}/aug")
-    rows = index["rows"].values()
+    rows = [shard["rows"] for shard in index["shards"].values()]
     assert f"augmented: {sum(rows)} examples in 3 shards" in err
     assert seen[0] == sum(count // 4 for count in rows) == len(seen) - 1
 
@@ -266,10 +293,11 @@ def test_a_run_on_shards_finishes(place, tmp_path):
     [
         ("absent", "holds no finished augmentation"),
         ("unfinished", "holds no finished augmentation"),
-        ("shard", r"lacks train_aug-00001-of-00003.tsv"),
-        ("rows", "has .* rows, but .* were written"),
-        ("task", "was made for MRPC, not for SST-2"),
-        ("index", "lacks 'rows'"),
+        ("shard", r"Cannot read .*train_aug-00001-of-00003.tsv"),
+        ("rows", "train_aug-00001-of-00003.tsv is not what was written"),
+        ("task", "other data: task 'MRPC' instead of 'SST-2'"),
+        ("labels", "other data: labels"),
+        ("index", "lacks 'shards'"),
     ],
 )
 def test_a_spoilt_augmentation_is_refused(place, tmp_path, spoil, message):
@@ -284,18 +312,26 @@ def test_a_spoilt_augmentation_is_refused(place, tmp_path, spoil, message):
     elif spoil == "shard":
         shard.unlink()
     elif spoil == "rows":
-        for path in folder.glob("*.tsv"):
-            path.write_text("".join(path.read_text().splitlines(True)[:-1]))
+        shard.write_text("".join(shard.read_text().splitlines(True)[:-1]))
     elif spoil == "task":
         index["task"] = "MRPC"
+    elif spoil == "labels":
+        index["labels"] = ["no", "yes"]
     else:
-        del index["rows"]
+        del index["shards"]
     if folder.exists():
         (folder / "augment.json").write_text(json.dumps(index))
-    status, _, err = train(place, tmp_path / "run", f"--aug_train={folder}")
+    # What was there before is not touched.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "flags.cfg").write_text("")
+    (tmp_path / "run" / "DONE").write_text("")
+    before = contents(tmp_path / "run")
+    flags = (f"--aug_train={folder}", "--overwrite")
+    status, _, err = train(place, tmp_path / "run", *flags)
     assert status == 2
     assert re.search(message, err)
     assert "Traceback" not in err
+    assert contents(tmp_path / "run") == before
 
 
 class TestShardedBatches:
@@ -313,7 +349,9 @@ class TestShardedBatches:
                 100 * number + np.arange(size, dtype=np.int32),
             )
 
-        return ShardedBatches(self.rows, load, batch_size=4, seed=seed)
+        return ShardedBatches(
+            self.rows, load, np.int32, batch_size=4, seed=seed
+        )
 
     def labels(self, batches):
         return [batch["label"].tolist() for batch in batches]
@@ -346,8 +384,9 @@ class TestShardedBatches:
     def test_shards_before_the_start_are_not_read(self):
         noted = []
         batches = self.make(noted=noted)
+        assert batches.label_dtype == np.int32
         list(batches.epoch(0, start=6))
-        assert len(noted) <= 2
+        assert len(noted) == 1
 
 
 def test_find_shards_needs_the_task_s_own(place, tmp_path):
@@ -356,5 +395,5 @@ def test_find_shards_needs_the_task_s_own(place, tmp_path):
     examples = shards.read(get_task("SST-2"), 2)
     assert len(examples) == shards.rows[2]
     assert set(examples.labels.tolist()) == {0, 1}
-    with pytest.raises(UserError, match="for SST-2, not for CoLA"):
+    with pytest.raises(UserError, match="'SST-2' instead of 'CoLA'"):
         find_shards(str(tmp_path / "aug"), get_task("CoLA"))

@@ -40,6 +40,7 @@ class Predictor:
 
 
 def make(predict=None, vectors=VECTORS, case=True, **options):
+    options.setdefault("num_candidates", 9)
     predict = predict or Predictor("good", "bad", "##s", "[UNK]", ",")
     tokenizer = BertTokenizer(VOCABULARY, case)
     return Augmenter(tokenizer, predict, vectors, **options)
@@ -152,14 +153,18 @@ def test_words_behind_what_the_model_reads_have_neighbours_only():
 
 def test_strange_texts_are_no_error():
     texts = ["", "   ", "!?", "\u2028", "½ … ß"]
-    assert [made[0] for made in augment(make(), *texts)] == texts
+    made = augment(make(), *texts)
+    assert [variants[0] for variants in made] == texts
+    assert all(text.strip() for variants in made for text in variants[1:])
+    assert made[0] == [""]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_variants": 0}, "--num_variants.*0 and 15"),
+        ({"num_variants": 0}, "--num_variants.*0 and 9"),
         ({"num_candidates": 0}, "--num_candidates"),
+        ({"num_candidates": 16}, "--num_candidates=16 is more than the 15"),
         ({"replace_probability": 0.0}, "--replace_probability"),
         ({"replace_probability": 1.1}, r"\(0, 1\]. Received: 1.1"),
     ],
@@ -173,7 +178,7 @@ def test_a_vocabulary_without_a_mask_is_refused():
     vocabulary = [token for token in VOCABULARY if token != "[MASK]"]
     tokenizer = BertTokenizer(vocabulary, True)
     with pytest.raises(UserError, match=r"no \[MASK\]"):
-        Augmenter(tokenizer, Predictor("good"))
+        Augmenter(tokenizer, Predictor("good"), num_candidates=9)
 
 
 def test_the_second_text_varies_beside_the_original_first():

@@ -129,29 +129,78 @@ def test_the_stages_of_a_recipe_have_flags_that_exist(path, monkeypatch):
                 assert flags(stage.command[3:])[1:] == []
 
 
-@pytest.mark.parametrize("task", ROSITA_TASKS)
-def test_rosita_has_its_published_settings(task):
-    epochs = {"CoLA": 50, "SST-2": 10, "MNLI": 5, "QNLI": 7, "QQP": 5}
-    rates = {"CoLA": 1e-5, "SST-2": 1e-5, "MNLI": 5e-5}
-    ends = {"CoLA": 0.01, "SST-2": 0.01}
+# The published settings: schedule, learning rate, epochs, share of the cuts.
+ROSITA = {
+    "student": {
+        "CoLA": ("warm-up", 2e-5, 5),
+        "SST-2": ("warm-up", 2e-5, 5),
+        "MNLI": ("warm-up", 5e-5, 3),
+        "QNLI": ("warm-up", 2e-5, 3),
+        "QQP": ("warm-up", 2e-5, 3),
+    },
+    "depth": {
+        "CoLA": ("none", 1e-5, 10, 0.2),
+        "SST-2": ("none", 2e-5, 5, 0.5),
+        "MNLI": ("none", 2e-5, 2, 0.2),
+        "QNLI": ("none", 3e-5, 3, 0.2),
+        "QQP": ("none", 2e-5, 2, 0.2),
+    },
+    "one_step": {
+        "CoLA": ("warm-up", 5e-5, 50),
+        "SST-2": ("warm-up", 5e-5, 10),
+        "MNLI": ("warm-up", 5e-5, 5),
+    },
+    "width3": {
+        "CoLA": ("none", 1e-5, 50, 0.1),
+        "SST-2": ("none", 1e-5, 10, 0.1),
+        "MNLI": ("linear", 5e-5, 5, 0.1),
+    },
+    "width4": {
+        "CoLA": ("none", 1e-5, 50, 0.01),
+        "SST-2": ("none", 1e-5, 10, 0.01),
+        "MNLI": ("linear", 5e-5, 5, 0.1),
+        "QNLI": ("none", 3e-5, 7, 0.1),
+        "QQP": ("none", 3e-5, 5, 0.1),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "task"),
+    [(stage, task) for stage, tasks in ROSITA.items() for task in tasks],
+)
+def test_rosita_has_its_published_settings(stage, task):
+    schedule, rate, epochs, *end = ROSITA[stage][task]
+    schedules = {
+        "warm-up": ("linear", 0.1),
+        "linear": ("linear", 0.0),
+        "none": ("constant", 0.0),
+    }
+    path = ROOT / "configs" / "rosita" / stage / f"{task.lower()}.cfg"
     with defined_flags("train") as flags:
-        folder = ROOT / "configs" / "rosita"
-        flags(["train", f"--flagfile={folder}/width4/{task.lower()}.cfg"])
-        assert flags.pruning == "width"
-        assert (flags.keep_heads, flags.ffn_hidden_dim) == (2, 512)
-        assert flags.emb_hidden_dim == 128
-        assert flags.num_train_epochs == epochs[task]
-        assert flags.learning_rate == rates.get(task, 3e-5)
-        assert flags.pruning_end == ends.get(task, 0.1)
+        flags(["train", f"--flagfile={path}"])
+        found = (flags.lr_schedule, flags.warmup_proportion)
+        assert found == schedules[schedule]
+        assert flags.learning_rate == rate
+        assert flags.num_train_epochs == epochs
+        assert flags.pruning_end == (end or [1.0])[0]
+        hidden = stage not in ("student", "depth")
+        assert flags.distill == ["logits", "hidden"][: 1 + hidden]
+        assert flags.temperature == 1.0
+        assert flags.hard_label_weight == 0.0
         assert flags.optimizer == "bert_adam"
-        assert flags.distill == ["logits", "hidden"]
+        assert flags.weight_decay == 0.01
+        first = stage == "student" and task == "CoLA"
+        assert flags.eval_steps == (100 if first else 500)
+        patient = task == "CoLA" and hidden
+        assert flags.patience == (10 if patient else None)
         short = task in ("CoLA", "SST-2")
         assert flags.max_seq_length == (64 if short else 128)
         assert flags.train_batch_size == (32 if short else 64)
-        assert flags.patience == (10 if task == "CoLA" else None)
-        linear = task == "MNLI"
-        assert flags.lr_schedule == ("linear" if linear else "constant")
-        flags.unparse_flags()
-        flags(["train", f"--flagfile={folder}/depth/{task.lower()}.cfg"])
-        assert flags.pruning == "depth"
-        assert flags.num_layers == 8
+        if stage == "depth":
+            assert (flags.pruning, flags.num_layers) == ("depth", 8)
+        elif stage.startswith("width"):
+            assert (flags.pruning, flags.keep_heads) == ("width", 2)
+            assert (flags.ffn_hidden_dim, flags.emb_hidden_dim) == (512, 128)
+        else:
+            assert flags.pruning == "none"

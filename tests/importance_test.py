@@ -1,5 +1,7 @@
 """The scores are those of the definition, unit by unit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny_bert
@@ -81,9 +83,11 @@ def test_scores_that_are_not_finite_are_refused():
 class TestFile:
     def test_it_comes_back(self, tmp_path, model):
         scores = importance.random_scores(model[0], 3, {"method": "random"})
+        scores = dataclasses.replace(scores, head_share=0.25)
         scores.save(tmp_path / "scores.npz")
         loaded = Scores.load(tmp_path / "scores.npz")
         assert loaded.about == {"method": "random"}
+        assert loaded.head_share == 0.25
         for unit in ("heads", "neurons"):
             pairs = zip(
                 getattr(scores, unit), getattr(loaded, unit), strict=True
@@ -95,12 +99,17 @@ class TestFile:
         with pytest.raises(UserError, match="No such file"):
             Scores.load(tmp_path / "scores.npz")
 
-    @pytest.mark.parametrize("content", ["text", "empty", "cut", "other"])
+    @pytest.mark.parametrize(
+        "content", ["text", "empty", "cut", "other", "about"]
+    )
     def test_another_file_is_refused(self, tmp_path, model, content):
         path = tmp_path / "scores.npz"
         importance.random_scores(model[0], 3).save(path)
         if content == "other":
             np.savez(path, weights=np.ones(3))
+        elif content == "about":
+            arrays = dict(np.load(path))
+            np.savez(path, **{**arrays, "about": "[1]"})
         else:
             data = {"text": b"text", "empty": b""}
             path.write_bytes(data.get(content, path.read_bytes()[:900]))

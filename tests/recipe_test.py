@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,15 @@ VALUES = {"task_name": "SST-2", "data_dir": "d", "init_checkpoint": None}
 
 RECIPE = """
 # Fine-tunes, scores, cuts, and trains what is left.
-teacher: train --task_name={task_name} --data_dir={data_dir} {quick} \\
+teacher: train --task_name={task_name} --data_dir={data_dir} \\
+  --flagfile={here}/quick.cfg \\
   --init_checkpoint={init_checkpoint}
 scores: score --init_checkpoint={teacher} --data_dir={data_dir} \\
   --max_seq_length=16 --method=magnitude
 
 cut: shrink --init_checkpoint={teacher} --scores={scores} --keep_heads=1
-small: train --task_name={task_name} --data_dir={data_dir} {quick} \\
+small: train --task_name={task_name} --data_dir={data_dir} \\
+  --flagfile={here}/quick.cfg \\
   --init_checkpoint={cut}/a1_l1_f32_e-1 --teacher_checkpoint={teacher} \\
   --distill=logits
 """
@@ -90,16 +93,16 @@ def place(tmp_path_factory):
     tiny_runs.write_sst2(folder / "data")
     tiny_runs.write_checkpoint(folder / "init")
     (folder / "rosita.recipe").write_text(RECIPE)
+    (folder / "quick.cfg").write_text("\n".join(tiny_runs.QUICK))
     return folder
 
 
 def command(folder, *flags):
-    quick = " ".join(tiny_runs.QUICK)
     return [
         *(sys.executable, "-m", "bert_pruning", "recipe"),
         *(f"--recipe={folder}/rosita.recipe", "--task_name=SST-2"),
         *(f"--data_dir={folder}/data", f"--init_checkpoint={folder}/init"),
-        *(f"--set=quick={quick}", *flags),
+        *flags,
     ]
 
 
@@ -118,7 +121,7 @@ def test_a_chain_runs_and_is_not_run_twice(place, tmp_path):
     while not (out / "teacher" / "flags.cfg").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 130
     finished = run(place, f"--output_dir={out}")
     assert finished.returncode == 0, finished.stderr
@@ -131,17 +134,26 @@ def test_a_chain_runs_and_is_not_run_twice(place, tmp_path):
     assert again.stdout.count("Done before.") == 4
     assert contents(out) == before
     # Other flags are another run.
-    other = run(place, f"--output_dir={out}", f"--set=quick={'--max_steps=3'}")
+    changed = RECIPE.replace("scores: score", "scores: score --seed=7")
+    (tmp_path / "changed.recipe").write_text(
+        changed.replace("{here}", str(place))
+    )
+    flags = (f"--output_dir={out}", f"--recipe={tmp_path}/changed.recipe")
+    other = run(place, *flags)
     assert other.returncode == 2
-    assert "Stage teacher is finished" in other.stderr
-    assert "--max_steps: 4 before, 3 now" in other.stderr
+    assert "Stage scores is finished" in other.stderr
+    assert "--seed: 42 before, 7 now" in other.stderr
     assert contents(out) == before
+    # What was made from a stage does not outlive it.
+    shutil.rmtree(out / "teacher")
+    stale = run(place, f"--output_dir={out}")
+    assert stale.returncode == 2
+    assert f"Delete {out}/scores, too" in stale.stderr
 
 
 def test_a_wrong_flag_anywhere_is_found_before_the_first_stage(place, tmp_path):
-    (tmp_path / "rosita.recipe").write_text(
-        RECIPE.replace("--keep_heads=1", "--keep_head=1")
-    )
+    text = RECIPE.replace("--keep_heads=1", "--keep_head=1")
+    (tmp_path / "rosita.recipe").write_text(text.replace("{here}", str(place)))
     flags = (f"--recipe={tmp_path}/rosita.recipe", f"--output_dir={tmp_path}/o")
     finished = run(place, *flags)
     assert finished.returncode == 2
@@ -149,7 +161,42 @@ def test_a_wrong_flag_anywhere_is_found_before_the_first_stage(place, tmp_path):
     assert not contents(tmp_path / "o")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--init_checkpoint=nowhere"], "teacher: there is no --init_check"),
+        (["--data_dir=nowhere"], "teacher: there is no --data_dir="),
+        (["--task_name=squad"], "squad"),
+        (["--set=here"], "--set needs NAME=VALUE"),
+    ],
+)
+def test_a_missing_input_is_found_before_the_first_stage(
+    place, tmp_path, flags, message
+):
+    finished = run(place, f"--output_dir={tmp_path}/o", *flags)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert not contents(tmp_path / "o")
+
+
+def test_values_may_hold_spaces_and_quotes(tmp_path):
+    stages = read(tmp_path, "a: train --data_dir={data_dir}", data_dir="a 'b c")
+    assert stages[0].arguments == ("--data_dir=a 'b c",)
+
+
+def test_a_missing_flagfile_says_what_is_there(place, tmp_path):
+    (place / "other.cfg").write_text("")
+    text = RECIPE.replace("quick.cfg", "slow.cfg")
+    (place / "slow.recipe").write_text(text)
+    flags = (f"--recipe={place}/slow.recipe", f"--output_dir={tmp_path}/o")
+    finished = run(place, *flags)
+    assert finished.returncode == 2
+    assert "no flagfile" in finished.stderr
+    assert "Beside it: other.cfg, quick.cfg." in finished.stderr
+
+
 def test_a_failing_stage_ends_the_chain(place, tmp_path):
+    (tmp_path / "SST-2").mkdir()
     flags = (f"--data_dir={tmp_path}", f"--output_dir={tmp_path}/o")
     finished = run(place, *flags)
     assert finished.returncode == 1

@@ -251,3 +251,15 @@ def test_results_are_sorted_and_read_back_exactly(tmp_path):
         *("eval_f1 = 0.3333333333333333", "global_step = 7", "loss = 1e-30")
     ]
     assert runs.read_results(tmp_path / "eval_results.txt") == results
+
+
+def test_a_run_that_trains_nothing_is_done_before_its_rest_goes(
+    tmp_path, monkeypatch
+):
+    run = Run(tmp_path, FLAGS)
+    run.begin()
+    (tmp_path / "checkpoint").mkdir()
+    monkeypatch.setattr(runs.shutil, "rmtree", no_space)
+    with pytest.raises(UserError):
+        run.complete()
+    assert (tmp_path / "DONE").exists()

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -125,15 +126,24 @@ def test_a_shrunk_model_is_a_run_that_is_evaluated_and_shrunk_again(place):
 
 def test_a_budget_is_shared_by_all_layers(place):
     status, out, err = shrink(
-        *(place, f"--scores={place}/taylor/scores.npz", "--mac_ratio=0.5"),
-        *("--num_layers=1", "--max_seq_length=16"),
+        *(place, f"--scores={place}/taylor/scores.npz", "--mac_ratio=0.3"),
+        "--max_seq_length=16",
     )
     assert status == 0, err
     whole = load_checkpoint(str(place / "model")).config
     found = load_checkpoint(str(shrunk_at(out))).config
     share = costs.encoder_macs(found, 16) / costs.encoder_macs(whole, 16)
-    assert found.num_layers == 1
-    assert share == pytest.approx(0.5)
+    assert found.num_layers == 2
+    assert sum(found.num_heads) < 8
+    assert sum(found.intermediate_sizes) < 64
+    head = costs.unit_costs(whole, "macs", 16)[0]
+    slack = head / costs.encoder_macs(whole, 16)
+    assert 0.3 - slack < share <= 0.3
+    status, out, err = shrink(
+        *(place, f"--scores={place}/taylor", "--mac_ratio=0.3"),
+        "--num_layers=1",
+    )
+    assert load_checkpoint(str(shrunk_at(out))).config.num_layers == 1
 
 
 def test_a_structure_is_kept_as_given(place):
@@ -209,6 +219,13 @@ def test_a_shape_that_was_cut_before_is_not_touched(place):
         (["--data_dir="], "Missing: --data_dir"),
         (["--teacher_checkpoint=x"], "--teacher_checkpoint needs --distill"),
         (["--method=best"], "--method"),
+        (
+            [
+                *("--teacher_checkpoint=x", "--distill=logits"),
+                "--temperature=nan",
+            ],
+            "--temperature must be finite",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_scored_is_refused(
@@ -228,6 +245,20 @@ def test_a_model_without_a_classifier_has_no_loss_to_score(place, tmp_path):
     assert "has no classifier" in err
     # Its weights alone can be looked at.
     assert score(place, *flags, "--method=magnitude")[0] == 0
+
+
+def test_what_is_read_is_never_written_over(place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "model")
+    before = contents(tmp_path)
+    flags = (f"--init_checkpoint={tmp_path}/model", "--overwrite")
+    for output_dir in (tmp_path / "model", f"{tmp_path}/x/../model/"):
+        status, _, err = score(place, *flags, f"--output_dir={output_dir}")
+        assert status == 2
+        assert "would be written over" in err
+        status, _, err = train(place, output_dir, *flags, "--distill=logits")
+        assert status == 2
+        assert "would be written over" in err
+    assert contents(tmp_path) == before
 
 
 # === Iterative pruning ===

@@ -1,7 +1,9 @@
 """A model is cut while it trains, and a killed run ends as if it had not."""
 
+import gc
 import json
 import pathlib
+import weakref
 
 import numpy as np
 import pytest
@@ -141,6 +143,14 @@ def test_a_killed_run_ends_as_if_it_had_not(tmp_path, kind, carry_optimizer):
     best = tmp_path / "killed" / "checkpoint" / "best"
     assert json.loads((best / "config.json").read_text()) == final.to_dict()
     assert trainer.model.config == final
+
+
+def test_a_model_that_was_cut_is_let_go(tmp_path):
+    trainer = make_trainer(tmp_path, make_shrinking())
+    first = weakref.ref(trainer.model)
+    trainer.train()
+    gc.collect()
+    assert first() is None
 
 
 def test_a_larger_model_is_never_the_best(tmp_path):

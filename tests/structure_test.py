@@ -1,5 +1,6 @@
 """A structure keeps what matters, as much as was asked for."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,12 +9,14 @@ import tiny_bert
 
 from bert_pruning.compression import costs
 from bert_pruning.compression.importance import Scores
+from bert_pruning.compression.importance import magnitude_scores
 from bert_pruning.compression.importance import random_scores
 from bert_pruning.compression.structure import Structure
 from bert_pruning.compression.structure import keep_top
 from bert_pruning.compression.structure import within_budget
 from bert_pruning.errors import UserError
 from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.names import weight_table
 
 CONFIG = BertConfig.uniform(
     vocab_size=20,
@@ -117,6 +120,38 @@ class TestWithinBudget:
         )
         assert structure.shrink(self.config).num_heads == (8, 1, 8)
         assert structure.shrink(self.config).intermediate_sizes[1] == 1
+
+    @pytest.mark.parametrize("cost", ["macs", "parameters"])
+    def test_chance_cuts_heads_and_neurons_alike(self, cost):
+        scores = random_scores(self.config, 0)
+        # On few tokens, where scores and context cost next to nothing.
+        shape = within_budget(self.config, scores, cost, 0.5, length=4).shrink(
+            self.config
+        )
+        assert 6 <= sum(shape.num_heads) <= 18
+        assert 300 <= sum(shape.intermediate_sizes) <= 460
+
+    def test_a_head_is_priced_for_what_its_score_is_of(self):
+        # Every weight alike: a head's score is of a quarter of its weights.
+        weights = {
+            row.name: np.ones(row.shape)
+            for row in weight_table(self.config, "huggingface")
+            if row.name.startswith("layer_")
+        }
+        scores = magnitude_scores(self.config, weights)
+        noise = np.random.default_rng(0)
+        scores = dataclasses.replace(
+            scores,
+            heads=[row * noise.uniform(0.9, 1.1, 8) for row in scores.heads],
+            neurons=[
+                row * noise.uniform(0.9, 1.1, 256) for row in scores.neurons
+            ],
+        )
+        shape = within_budget(self.config, scores, "parameters", 0.5).shrink(
+            self.config
+        )
+        assert 6 <= sum(shape.num_heads) <= 18
+        assert 300 <= sum(shape.intermediate_sizes) <= 460
 
     def test_everything_fits_into_the_whole(self):
         scores = random_scores(self.config, 0)

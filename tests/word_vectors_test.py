@@ -95,6 +95,7 @@ class TestTextFile:
             ("north 0.0 1.0\neast 5.0 ", r":2: expected a word and 2"),
             ("north 0.0 1.0\neast 5.0 1.0 2.0\n", ":2: expected 2 numbers"),
             ("north 0.0 one\n", ":1: expected a word and 2 numbers"),
+            ("north 0.0 nan\n", ":1: expected a word and 2 numbers"),
             ("4 2\nnorth 0.0 1.0\n", ":2: expected|:1: expected a word"),
             ("north\n", ":1: expected a word and its numbers"),
         ],
@@ -149,6 +150,7 @@ class TestArrays:
             (WORDS[:4], VECTORS, "4 words.*5 rows"),
             (WORDS, VECTORS[:, 0], "matrix of floats"),
             (range(5), VECTORS, "one column of words"),
+            (WORDS, VECTORS * np.float32(np.inf), "not finite"),
         ],
     )
     def test_parts_that_do_not_fit_are_refused(

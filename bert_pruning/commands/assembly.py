@@ -6,6 +6,7 @@ Imports TensorFlow, so `train` imports it late, after the flags are read.
 import functools
 import math
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from absl import flags
@@ -45,7 +46,7 @@ def train():
     """
     strategy = _prepare_device()
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
-    task = _training_task()
+    task = shared.find_training_task("train on")
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
     pruning_flags.check_model(checkpoint.config)
@@ -70,9 +71,6 @@ def train():
             builder.set_teacher(*teacher)
             _judge_teacher(builder.teacher, task, dev_sets[""])
         weights = _initial_weights(checkpoint, task)
-        model = builder.build(
-            checkpoint.config, weights, new_layers=checkpoint.new_layers
-        )
 
         def save_model(model, directory):
             checkpoints.save_huggingface(
@@ -95,7 +93,12 @@ def train():
             run.path("events"), shared.flags_as_text(), _hyperparameters(task)
         ) as summaries:
             results = trainer.Trainer(
-                model,
+                # Not kept here: when it is cut, it is to go.
+                builder.build(
+                    checkpoint.config,
+                    weights,
+                    new_layers=checkpoint.new_layers,
+                ),
                 batches,
                 plan,
                 run,
@@ -167,15 +170,6 @@ class _ModelBuilder:
         return model
 
 
-def _training_task():
-    task = shared.find_task()
-    if "train" not in task.splits:
-        raise UserError(
-            f"{task.name} has no training data; train on {task.model_task}."
-        )
-    return task
-
-
 def _read_data(task, tokenizer):
     """Returns the dev sets, by the suffix of their metrics, and the batches."""
     # The small sets first: a missing one is noticed before the long work.
@@ -195,6 +189,7 @@ def _read_data(task, tokenizer):
         _, train_set = inputs.read_encoded(task, "train", tokenizer)
         return dev_sets, pipeline.TrainBatches(train_set, **shared_options)
     found = shards.find_shards(FLAGS.aug_train, task)
+    found.check()
     LOG.info(
         "%s augmented: %d examples in %d shards",
         task.title,
@@ -208,7 +203,11 @@ def _read_data(task, tokenizer):
             found.read(task, number), tokenizer, FLAGS.max_seq_length
         )
 
-    return dev_sets, shards.ShardedBatches(found.rows, load, **shared_options)
+    label_dtype = np.float32 if task.is_regression else np.int32
+    batches = shards.ShardedBatches(
+        found.rows, load, label_dtype, **shared_options
+    )
+    return dev_sets, batches
 
 
 def _pad_multiple():

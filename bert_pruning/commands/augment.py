@@ -8,6 +8,7 @@ Then `train --aug_train=augmented/MRPC`. The output is the task's own training
 file with more rows, in shards. A killed run is resumed by the same command.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -56,17 +57,14 @@ def main():
 
     from bert_pruning.data import augmentation
     from bert_pruning.data import reading
+    from bert_pruning.data import shards
     from bert_pruning.data import tables
     from bert_pruning.training.run import Run
 
+    task = shared.find_training_task("augment")
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
-    task = shared.find_task()
-    if "train" not in task.splits:
-        raise UserError(
-            f"{task.name} has no training data; augment {task.model_task}."
-        )
     # Finds what is wrong with any row before the long work.
-    examples = reading.read_examples(task, FLAGS.data_dir, "train")
+    num_rows = len(reading.read_examples(task, FLAGS.data_dir, "train"))
     path = tables.find_file(
         FLAGS.data_dir, task.folder, task.splits["train"].file
     )
@@ -75,11 +73,11 @@ def main():
     )
     augmenter = _build_augmenter(num_variants)
     run.begin()
-    rows = _write_shards(run, task, path, len(examples), augmenter)
+    found = _write_shards(run, task, path, num_rows, augmenter)
     index = {
-        "task": task.name,
-        "rows": rows,
-        "source_rows": len(examples),
+        **shards.describe(task),
+        "shards": found,
+        "source_rows": num_rows,
         "num_variants": num_variants,
         **{
             name: FLAGS[name].value
@@ -91,7 +89,8 @@ def main():
     }
     run.write_text("augment.json", json.dumps(index, indent=2) + "\n")
     run.complete()
-    print(f"{len(examples)} rows -> {sum(rows.values())}")
+    made = sum(each["rows"] for each in found.values())
+    print(f"{num_rows} rows -> {made}")
     print(f"Shards: {run.directory}")
     return 0
 
@@ -104,6 +103,10 @@ def check_flags():
             "augment needs the task's files, not TensorFlow Datasets. Fetch "
             "them: python -m bert_pruning fetch --what=glue --output_dir=glue"
         )
+    shared.check_finite()
+    shared.check_separate(
+        FLAGS.output_dir, "init_checkpoint", "data_dir", "glove"
+    )
 
 
 def _build_augmenter(num_variants):
@@ -145,7 +148,7 @@ def _build_augmenter(num_variants):
 
 
 def _write_shards(run, task, path, num_rows, augmenter):
-    """Writes the shards that are not there yet; returns the rows of each."""
+    """Writes the shards that are not there yet; says what is in each."""
     from bert_pruning.data import tables
     from bert_pruning.outputs import progress_bar
 
@@ -162,8 +165,8 @@ def _write_shards(run, task, path, num_rows, augmenter):
     waiting, done = run.path("checkpoint"), {}
     with run.writing():
         waiting.mkdir(exist_ok=True)
-    if (waiting / "rows.json").exists():
-        done = json.loads((waiting / "rows.json").read_text())
+    if (waiting / "done.json").exists():
+        done = json.loads((waiting / "done.json").read_text())
     with progress_bar(total=num_rows, unit="row", desc="augmenting") as bar:
         for shard in range(count):
             extension = os.path.splitext(path)[1]
@@ -181,9 +184,13 @@ def _write_shards(run, task, path, num_rows, augmenter):
             lines = [tables.format_row(name, row) for row in made]
             if split.header is None:
                 lines.insert(0, tables.format_row(name, header))
-            run.write_text(f"checkpoint/{name}", "".join(lines))
-            done[name] = len(made)
-            run.write_text("checkpoint/rows.json", json.dumps(done))
+            text = "".join(lines)
+            run.write_text(f"checkpoint/{name}", text)
+            done[name] = {
+                "rows": len(made),
+                "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            }
+            run.write_text("checkpoint/done.json", json.dumps(done))
     with run.writing():
         for name in done:
             # A kill in between has left some of them in place.

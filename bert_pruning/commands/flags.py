@@ -5,6 +5,8 @@ values.
 """
 
 import logging
+import math
+import os
 
 from absl import flags
 
@@ -76,6 +78,65 @@ def require(*names):
     missing = [f"--{name}" for name in names if not FLAGS[name].value]
     if missing:
         raise UserError(f"Missing: {', '.join(missing)}.")
+
+
+def check_finite():
+    """Checks that no flag is infinite or not a number.
+
+    Raises:
+        UserError: naming it.
+    """
+    for name in FLAGS:
+        value = FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} must be finite. Received: {value}.")
+
+
+def check_separate(output_dir, *names):
+    """Checks that a command does not write over what it reads.
+
+    Args:
+        output_dir: str. Where it writes.
+        *names: str. The flags that name what it reads.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    output_dir = os.path.abspath(output_dir)
+    for name in names:
+        path = FLAGS[name].value
+        if not path or path.startswith("preset:"):
+            continue
+        folder = os.path.abspath(path)
+        if folder == output_dir or folder.startswith(
+            os.path.join(output_dir, "checkpoint")
+        ):
+            raise UserError(
+                f"--{name}={path} would be written over. Choose another "
+                "--output_dir."
+            )
+
+
+def find_training_task(verb="train"):
+    """Returns the task that the flags name, which has a training set.
+
+    Args:
+        verb: str. What is to be done with it.
+
+    Raises:
+        UserError: there is none, or it has none.
+    """
+    task = find_task()
+    check_trainable(task, verb)
+    return task
+
+
+def check_trainable(task, verb="train"):
+    """Raises an error unless a task has a training set."""
+    if "train" not in task.splits:
+        raise UserError(
+            f"{task.name} has no training data; {verb} {task.model_task}."
+        )
 
 
 def flags_as_text():

@@ -180,7 +180,7 @@ def _check_earlier_run(stage):
     begun = stage.directory / "flags.cfg"
     if FLAGS.overwrite or not stage.is_done or not begun.exists():
         return
-    known = train_flags()
+    known = settings.defaults_of(train_flags())
     differing = settings.differences(
         settings.read(begun.read_text(), known),
         settings.read(shared.flags_as_text(), known),
@@ -200,7 +200,4 @@ def _check_data(task):
             examples = read_examples(task, FLAGS.data_dir, split)
             if examples.labels is None:
                 raise UserError(f"{task.name}: {split} has no labels.")
-    if "train" not in task.splits:
-        raise UserError(
-            f"{task.name} has no training data; train on {task.model_task}."
-        )
+    shared.check_trainable(task, "train on")

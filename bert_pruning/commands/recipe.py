@@ -21,6 +21,7 @@ finished stages are skipped, and a killed one is resumed.
 import dataclasses
 import importlib
 import multiprocessing
+import os
 import re
 import shlex
 import sys
@@ -32,6 +33,8 @@ from absl import flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import settings
 from bert_pruning.commands.stages import Stage
+from bert_pruning.commands.stages import stop_on_signals
+from bert_pruning.data import tasks
 from bert_pruning.errors import UserError
 from bert_pruning.outputs import check_writable
 
@@ -61,7 +64,8 @@ def main():
     shared.require("recipe", "output_dir")
     check_writable(FLAGS.output_dir)
     stages = read_recipe(FLAGS.recipe, _values(), Path(FLAGS.output_dir))
-    waiting = [stage for stage in stages if not _is_done(stage)]
+    waiting = _find_waiting(stages)
+    stop_on_signals()
     for number, stage in enumerate(stages, 1):
         print(
             f"\n[{number}/{len(stages)}] {stage.title}: {stage.directory}",
@@ -114,12 +118,11 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
         if values.get(name) is not None:
             raise UserError(f"{where}: the name {name} is taken.")
         try:
-            filled = _fill(match[2], values, where)
-            command, *arguments = shlex.split(filled) or [""]
-        except UserError:
-            raise
+            parts = shlex.split(match[2])
         except ValueError as error:
             raise UserError(f"{where}: {error}. Received: {line}") from error
+        # Filled after the split: values may hold spaces.
+        command, *arguments = [_fill(p, values, where) for p in parts] or [""]
         if command not in COMMANDS:
             raise UserError(
                 f"{where}: a stage runs one of {', '.join(COMMANDS)}. "
@@ -137,7 +140,13 @@ def _values():
         name: FLAGS[name].value
         for name in ("task_name", "data_dir", "init_checkpoint")
     }
-    values["task"] = (FLAGS.task_name or "").lower() or None
+    values["task"] = None
+    if FLAGS.task_name:
+        # As the task spells it, not the person.
+        name = FLAGS.task_name
+        if name.lower() != "custom":
+            name = tasks.get_task(name).name
+        values["task"] = name.lower()
     for text in FLAGS.set:
         name, separator, value = text.partition("=")
         if not separator or not _PLACEHOLDER.fullmatch(f"{{{name}}}"):
@@ -185,13 +194,56 @@ def _fill(line, values, where):
     return _PLACEHOLDER.sub(fill, line)
 
 
-def _is_done(stage):
-    """Whether a stage is finished; its flags are checked in any case."""
+def _find_waiting(stages):
+    """Returns the stages that are still to run; checks the flags of all.
+
+    Raises:
+        UserError: if a stage has a wrong flag or input, was finished with
+            other flags, or was made from what is to be made anew.
+    """
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        error, now = pool.apply(_parse, (stage,))
-    if error:
-        raise UserError(f"Stage {stage.title}: {error}")
+    waiting = []
+    for stage in stages:
+        # A process of its own for each: commands define the same flags.
+        with context.Pool(1) as pool:
+            error, parsed = pool.apply(_parse, (stage,))
+        if not error:
+            error = _find_missing(parsed.settings, stages)
+        if error:
+            raise UserError(f"Stage {stage.title}: {error}")
+        if not _is_done(stage, parsed):
+            waiting.append(stage)
+            continue
+        anew = [other for other in waiting if _refers_to(stage, other)]
+        if anew:
+            raise UserError(
+                f"Stage {stage.title} was made from what stage "
+                f"{anew[0].title} made before, which is to be made anew. "
+                f"Delete {stage.directory}, too."
+            )
+    return waiting
+
+
+def _refers_to(stage, other):
+    folder = str(other.directory)
+    values = [text.partition("=")[2] for text in stage.arguments]
+    return any(v == folder or v.startswith(f"{folder}/") for v in values)
+
+
+def _find_missing(found, stages):
+    """Says which input is neither there nor made by a stage."""
+    made = [settings.whole_path(str(stage.directory)) for stage in stages]
+    for name in sorted(settings.PATH_FLAGS & found.keys()):
+        path = found[name]
+        if not path or path == "tfds" or path.startswith("preset:"):
+            continue
+        if not os.path.exists(path) and not path.startswith(tuple(made)):
+            return f"there is no --{name}={path}."
+    return ""
+
+
+def _is_done(stage, parsed):
+    """Whether a stage is finished, with the flags that it has now."""
     found = [stage.directory]
     if stage.name == "shrink":
         # It names its run by the shape.
@@ -201,8 +253,8 @@ def _is_done(stage):
         begun = directory / "flags.cfg"
         if not (directory / "DONE").exists() or not begun.exists():
             continue
-        before = settings.read(begun.read_text(), now.names)
-        differing = settings.differences(before, now.settings)
+        before = settings.read(begun.read_text(), parsed.defaults)
+        differing = settings.differences(before, parsed.settings)
         if not differing:
             return True
     if differing and stage.name != "shrink":
@@ -216,9 +268,9 @@ def _is_done(stage):
 
 @dataclasses.dataclass
 class _Parsed:
-    """The flags of a command and those that a stage sets."""
+    """The flags of a command, and what a stage sets them to."""
 
-    names: list
+    defaults: dict
     settings: dict
 
 
@@ -227,12 +279,23 @@ def _parse(stage):
     command = importlib.import_module(f"bert_pruning.commands.{stage.name}")
     before = set(FLAGS)
     command.define_flags()
-    names = sorted(set(FLAGS) - before)
+    defaults = settings.defaults_of(sorted(set(FLAGS) - before))
     try:
+        for argument in stage.arguments:
+            name, _, path = argument.lstrip("-").partition("=")
+            if name == "flagfile" and not os.path.isfile(path):
+                raise UserError(_no_flagfile(path))
         rest = FLAGS(stage.command[3:])[1:]
         if rest:
             raise UserError(f"flags look like --flag=value, not {rest[0]!r}.")
         command.check_flags()
     except (UserError, flags.Error) as error:
         return str(error), None
-    return "", _Parsed(names, settings.read(shared.flags_as_text(), names))
+    found = settings.read(shared.flags_as_text(), defaults)
+    return "", _Parsed(defaults, found)
+
+
+def _no_flagfile(path):
+    beside = sorted(Path(path).parent.glob("*.cfg"))
+    names = ", ".join(found.name for found in beside) or "none"
+    return f"there is no flagfile {path}. Beside it: {names}."

@@ -19,7 +19,6 @@ flags to read it: --task_name=custom, --text_a_column, --label_column, ...
 
 import concurrent.futures
 import multiprocessing
-import signal
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from bert_pruning.commands import preflight
 from bert_pruning.commands import settings
 from bert_pruning.commands import train
 from bert_pruning.commands.stages import Stage
+from bert_pruning.commands.stages import stop_on_signals
 from bert_pruning.commands.sweep import PRUNE_FLAGS
 from bert_pruning.commands.sweep import Sweep
 from bert_pruning.commands.sweep import find_tasks
@@ -93,9 +93,7 @@ def main():
         1, multiprocessing.get_context("fork")
     ) as pool:
         tasks = pool.submit(preflight.prepare, sweep).result()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+    stop_on_signals()
     runner = Runner(sweep, tasks, FLAGS.overwrite)
     try:
         runner.run()

@@ -79,22 +79,22 @@ def check_flags():
     shared.require("init_checkpoint", "output_dir")
     if FLAGS.method not in _FROM_WEIGHTS:
         shared.require("data_dir")
+    shared.check_finite()
+    shared.check_separate(
+        FLAGS.output_dir, "init_checkpoint", "teacher_checkpoint"
+    )
     distillation_flags.check()
 
 
 def _score_on_data(checkpoint, about, run):
     from bert_pruning.commands import inputs
     from bert_pruning.data.pipeline import TrainBatches
-    from bert_pruning.errors import UserError
     from bert_pruning.training.scoring import METHODS
     from bert_pruning.training.step import DistillationModel
 
     inputs.find_gpus()
     task = inputs.evaluation_task(checkpoint)
-    if "train" not in task.splits:
-        raise UserError(
-            f"{task.name} has no training data; score on {task.model_task}."
-        )
+    shared.check_trainable(task, "score on")
     student = inputs.restore_classifier(checkpoint, task)
     teacher, matches = None, ()
     loaded = inputs.load_teacher(checkpoint, task)

@@ -1,18 +1,23 @@
 """The flags that change what a run computes, comparable between two runs.
 
-before = read(Path("runs/mrpc/flags.cfg").read_text(), names)
-differences(before, read(flags_as_text(), names))
+defaults = defaults_of(names)
+before = read(Path("runs/mrpc/flags.cfg").read_text(), defaults)
+differences(before, read(flags_as_text(), defaults))
 """
 
 import os
 from collections.abc import Iterable
 from collections.abc import Mapping
 
+from absl import flags
+
 from bert_pruning.training.run import RESUMABLE_FLAGS
 from bert_pruning.training.run import parse_flags
 
+FLAGS = flags.FLAGS
+
 # Flags that mean the same however the path is spelt.
-_PATH_FLAGS = {
+PATH_FLAGS = {
     "aug_train",
     "data_dir",
     "glove",
@@ -23,19 +28,36 @@ _PATH_FLAGS = {
 }
 
 
-def read(flagfile: str, names: Iterable[str]) -> dict[str, str]:
-    """Returns what a flagfile sets.
+def read(flagfile: str, defaults: Mapping[str, str]) -> dict[str, str]:
+    """Returns what a flagfile sets; where it says nothing, the default.
+
+    So a run of before a flag was added is the same as one with its default.
 
     Args:
         flagfile: str. Its text.
-        names: iterable of str. The flags of the command.
+        defaults: dict from `defaults_of`. The flags of the command.
     """
-    known = set(names) - RESUMABLE_FLAGS
+    found = {**defaults, **parse_flags(flagfile)}
     return {
-        name: whole_path(value) if name in _PATH_FLAGS else value
-        for name, value in parse_flags(flagfile).items()
-        if name in known
+        name: whole_path(found[name]) if name in PATH_FLAGS else found[name]
+        for name in defaults
+        if name not in RESUMABLE_FLAGS
     }
+
+
+def defaults_of(names: Iterable[str]) -> dict[str, str]:
+    """Returns the default of each flag as a flagfile has it; empty: None."""
+    return {name: _as_text(FLAGS[name].default) for name in names}
+
+
+def _as_text(value):
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return ",".join(value)
+    return str(value)
 
 
 def differences(
@@ -49,11 +71,10 @@ def differences(
         unknown: str. A value of `now` that may stand for any.
     """
     return [
-        f"--{name}: {before.get(name, 'not set')} before, "
-        f"{now.get(name, 'not set')} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-        and not (unknown and now.get(name) == unknown)
+        f"--{name}: {before[name] or 'not set'} before, "
+        f"{now[name] or 'not set'} now"
+        for name in sorted(now)
+        if before[name] != now[name] and not (unknown and now[name] == unknown)
     ]
 
 

@@ -65,11 +65,9 @@ def main():
         config, weights = surgery.factorize_embeddings(
             config, weights, FLAGS.emb_hidden_dim
         )
-    run = Run(
-        os.path.join(FLAGS.output_dir, config.short_name),
-        shared.flags_as_text(),
-        FLAGS.overwrite,
-    )
+    directory = os.path.join(FLAGS.output_dir, config.short_name)
+    shared.check_separate(directory, "init_checkpoint", "scores")
+    run = Run(directory, shared.flags_as_text(), FLAGS.overwrite)
     run.begin()
     with run.writing():
         checkpoints.save_huggingface(
@@ -99,6 +97,7 @@ def main():
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("init_checkpoint", "output_dir")
+    shared.check_finite()
     shape = [
         name
         for name in (*_UNIFORM, *_RATIOS, "keep_structure")

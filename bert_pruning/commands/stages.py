@@ -72,6 +72,16 @@ class Stage:
         return _describe_failure(status, text) if status else ""
 
 
+def stop_on_signals():
+    """Makes SIGTERM and SIGHUP stop this process as Ctrl-C does.
+
+    So the stage that runs is told to save its state, too.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
 def _run_process(command, log):
     """Passes a process's output on and into a log; returns its status."""
     reader, writer = _open_channel()

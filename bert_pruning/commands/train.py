@@ -11,7 +11,6 @@ r"""Fine-tunes a BERT; with a teacher distils, with --pruning=magnitude prunes.
 A killed run is resumed by the same command.
 """
 
-import math
 import sys
 
 from absl import flags
@@ -119,10 +118,10 @@ def main():
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
-    for name in FLAGS:
-        value = FLAGS[name].value
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{name} must be finite. Received: {value}.")
+    shared.check_finite()
+    shared.check_separate(
+        FLAGS.output_dir, "init_checkpoint", "teacher_checkpoint", "aug_train"
+    )
     distillation_flags.check()
     pruning_flags.check()
     if FLAGS.max_steps is None and FLAGS.num_train_epochs <= 0:

@@ -29,6 +29,8 @@ class Scores:
         neurons: tuple of float arrays, `[neurons]` of each layer.
         about: dict from str to str. What they were computed on: method,
             checkpoint, `fingerprint` of its weights, task, examples.
+        head_share: float. Share of a head's weights that its score is of; a
+            neuron's is of all. Where the two are compared, it counts.
 
     Example:
 
@@ -42,6 +44,7 @@ class Scores:
     heads: tuple[np.ndarray, ...]
     neurons: tuple[np.ndarray, ...]
     about: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    head_share: float = 1.0
 
     def __post_init__(self):
         for name in ("heads", "neurons"):
@@ -86,7 +89,11 @@ class Scores:
         It holds `about` (JSON), `layers`, and `heads_{i}` and `neurons_{i}` of
         each layer.
         """
-        arrays = {"about": json.dumps(dict(self.about)), "layers": self.layers}
+        arrays = {
+            "about": json.dumps(dict(self.about)),
+            "layers": self.layers,
+            "head_share": self.head_share,
+        }
         for i, (heads, neurons) in enumerate(
             zip(self.heads, self.neurons, strict=True)
         ):
@@ -104,8 +111,12 @@ class Scores:
             with np.load(path) as file:
                 arrays = {name: file[name] for name in file.files}
             depth = len(arrays.pop("layers"))
+            about = json.loads(str(arrays.pop("about")))
+            if not isinstance(about, dict):
+                raise TypeError("`about` is no JSON object")
             return cls(
-                about=json.loads(str(arrays.pop("about"))),
+                about=about,
+                head_share=float(arrays.pop("head_share")),
                 **{
                     unit: tuple(arrays[f"{unit}_{i}"] for i in range(depth))
                     for unit in ("heads", "neurons")
@@ -181,6 +192,8 @@ def taylor_scores(
             for i in range(config.num_layers)
         ),
         about=about or {},
+        # Of its four matrices, the attention output's.
+        head_share=0.25,
     )
 
 
@@ -207,7 +220,10 @@ def magnitude_scores(
 def random_scores(
     config: BertConfig, seed: int, about: Mapping[str, str] | None = None
 ) -> Scores:
-    """Scores by chance, uniform in [0, 1): what others have to beat.
+    """Scores by chance: what others have to beat.
+
+    Uniform between 0 and the number of the unit's weights, so that heads and
+    neurons are equally likely to be worth their cost.
 
     Args:
         config: BertConfig. The shape.
@@ -216,9 +232,13 @@ def random_scores(
     """
     generator = np.random.default_rng(seed)
     return Scores(
-        heads=tuple(generator.random(size) for size in config.num_heads),
+        heads=tuple(
+            4 * config.head_size * config.hidden_size * generator.random(size)
+            for size in config.num_heads
+        ),
         neurons=tuple(
-            generator.random(size) for size in config.intermediate_sizes
+            2 * config.hidden_size * generator.random(size)
+            for size in config.intermediate_sizes
         ),
         about=about or {},
     )

@@ -253,8 +253,11 @@ def within_budget(
     total = fixed * depth / config.num_layers + sum(
         price * sum(map(len, kept[unit])) for unit, price in prices.items()
     )
+    # A score of a quarter of a head's weights is compared with the price of
+    # that quarter.
+    worth = {**prices, "heads": scores.head_share * per_head}
     units = [
-        (score / prices[unit], unit, layer, index)
+        (score / worth[unit], unit, layer, index)
         for unit in prices
         for layer, row in enumerate(getattr(scores, unit)[:depth])
         for index, score in enumerate(row)

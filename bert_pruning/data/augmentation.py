@@ -104,6 +104,11 @@ class Augmenter:
                 "--replace_probability must lie in (0, 1]. Received: "
                 f"{replace_probability}."
             )
+        if num_candidates > len(tokenizer.vocabulary):
+            raise UserError(
+                f"--num_candidates={num_candidates} is more than the "
+                f"{len(tokenizer.vocabulary)} entries of the vocabulary."
+            )
         if tokenizer.mask_id is None:
             raise UserError("The vocabulary has no [MASK] to predict.")
         self.tokenizer = tokenizer
@@ -209,6 +214,8 @@ class Augmenter:
 
     def _variants(self, text, words, candidates, generator):
         variants = {text: None}
+        if not words:
+            return [text]
         shape = (self.num_variants, len(candidates))
         chances = generator.random((2, *shape))
         for choices, hits in zip(

@@ -6,6 +6,7 @@ them. However large the whole is, one shard is in memory.
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -32,28 +33,53 @@ class Shards:
         folder: str.
         files: tuple of str. Names in the folder.
         rows: tuple of ints. Rows in each.
+        digests: tuple of str. SHA-256 of each.
     """
 
     folder: str
     files: tuple[str, ...]
     rows: tuple[int, ...]
+    digests: tuple[str, ...]
 
-    def read(self, task: Task, number: int) -> Examples:
-        """Reads one shard as a task's training set.
+    def check(self):
+        """Checks that every shard is as it was written.
 
         Raises:
-            UserError: if its rows are not those that were written.
+            UserError: if one is missing or changed.
         """
+        for name, digest in zip(self.files, self.digests, strict=True):
+            path = os.path.join(self.folder, name)
+            try:
+                with open(path, "rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise UserError(
+                    f"Cannot read {path}: {error.strerror}. Copy it, or run "
+                    "`augment` again, with --overwrite."
+                ) from error
+            if found != digest:
+                raise UserError(
+                    f"{path} is not what was written: it is truncated or was "
+                    "changed. Run `augment` again, with --overwrite."
+                )
+
+    def read(self, task: Task, number: int) -> Examples:
+        """Reads one shard as a task's training set."""
         path = os.path.abspath(os.path.join(self.folder, self.files[number]))
         split = dataclasses.replace(task.splits["train"], file=path)
         one = dataclasses.replace(task, splits={"train": split})
-        examples = read_examples(one, self.folder, "train")
-        if len(examples) != self.rows[number]:
-            raise UserError(
-                f"{path} has {len(examples)} rows, but {self.rows[number]} "
-                "were written. Run `augment` again, with --overwrite."
-            )
-        return examples
+        return read_examples(one, self.folder, "train")
+
+
+def describe(task: Task) -> dict:
+    """Returns what tells a task's training data from another's."""
+    split = task.splits["train"]
+    return {
+        "task": task.name,
+        "data": task.data_name,
+        "columns": [split.text_a, split.text_b, split.label],
+        "labels": list(task.labels),
+    }
 
 
 def find_shards(folder: str, task: Task) -> Shards:
@@ -65,7 +91,7 @@ def find_shards(folder: str, task: Task) -> Shards:
 
     Raises:
         UserError: if the folder is none of `augment`, not finished, or of
-            another task, or a shard is missing.
+            another task or data set.
     """
     path = os.path.join(folder, INDEX_FILE)
     if not os.path.exists(path) or not os.path.exists(
@@ -77,23 +103,25 @@ def find_shards(folder: str, task: Task) -> Shards:
         )
     index = read_json(path)
     try:
-        name, rows = index["task"], index["rows"]
-        shards = Shards(folder, tuple(rows), tuple(rows.values()))
+        found = index["shards"]
+        shards = Shards(
+            folder,
+            tuple(found),
+            tuple(each["rows"] for each in found.values()),
+            tuple(each["sha256"] for each in found.values()),
+        )
+        theirs = {name: index[name] for name in describe(task)}
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} lacks {error}. Was it edited?") from error
-    if name != task.name:
-        raise UserError(
-            f"--aug_train={folder} was made for {name}, not for {task.name}."
-        )
-    missing = [
-        name
-        for name in shards.files
-        if not os.path.exists(os.path.join(folder, name))
+    differing = [
+        f"{name} {theirs[name]!r} instead of {value!r}"
+        for name, value in describe(task).items()
+        if theirs[name] != value
     ]
-    if missing:
+    if differing:
         raise UserError(
-            f"--aug_train={folder} lacks {', '.join(missing)}. Copy them, or "
-            "run `augment` again, with --overwrite."
+            f"--aug_train={folder} was made for other data: "
+            f"{', '.join(differing)}."
         )
     return shards
 
@@ -106,6 +134,8 @@ class ShardedBatches:
     Args:
         rows: sequence of ints. Rows in each shard.
         load: function of a shard's number that returns its `EncodedDataset`.
+        label_dtype: NumPy dtype. Of the labels: int32 classes or float32
+            scores.
         batch_size: int. Rows per batch. Rows that do not fill one are left
             out, others in each epoch.
         seed: int. Not negative.
@@ -116,26 +146,22 @@ class ShardedBatches:
         self,
         rows: Sequence[int],
         load: Callable[[int], EncodedDataset],
+        label_dtype: np.dtype,
         batch_size: int,
         seed: int,
         pad_multiple: int = 8,
     ):
         self.load = load
+        self.label_dtype = np.dtype(label_dtype)
         self.batch_size = batch_size
         self.seed = seed
         self.pad_multiple = pad_multiple
         self._counts = [max(size // batch_size, 1) for size in rows]
-        self._loaded = None, None
 
     @property
     def num_batches(self) -> int:
         """Batches in an epoch."""
         return sum(self._counts)
-
-    @property
-    def label_dtype(self) -> np.dtype:
-        """Of the labels: int32 classes or float32 scores."""
-        return self._dataset(0).labels.dtype
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict]:
         """Yields the batches of one epoch; see `TrainBatches.epoch`."""
@@ -145,7 +171,7 @@ class ShardedBatches:
                 start -= self._counts[shard]
                 continue
             batches = TrainBatches(
-                self._dataset(shard),
+                self.load(shard),
                 self.batch_size,
                 # Of its own: shards of a size are not shuffled alike.
                 int(np.random.default_rng([self.seed, shard]).integers(2**31)),
@@ -153,9 +179,3 @@ class ShardedBatches:
             )
             yield from batches.epoch(epoch, start)
             start = 0
-
-    def _dataset(self, shard):
-        if self._loaded[0] != shard:
-            self._loaded = None, None  # Not two at a time.
-            self._loaded = shard, self.load(shard)
-        return self._loaded[1]

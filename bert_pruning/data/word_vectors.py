@@ -203,13 +203,15 @@ def _read_arrays(path, most):
             f"{index_path} has {len(texts[0])} words, but {array_path} "
             f"{len(vectors)} rows."
         )
-    return WordVectors(
-        texts[0][:most].to_pylist(), np.asarray(vectors[:most], np.float32)
-    )
+    vectors = np.asarray(vectors[:most], np.float32)
+    if not np.isfinite(vectors).all():
+        raise UserError(f"{array_path} holds numbers that are not finite.")
+    return WordVectors(texts[0][:most].to_pylist(), vectors)
 
 
 def _parse_numbers(fields):
     try:
-        return np.array(fields, np.float32)
+        numbers = np.array(fields, np.float32)
     except ValueError:
         return None
+    return numbers if np.isfinite(numbers).all() else None

@@ -9,8 +9,8 @@ import matplotlib.ticker
 def draw_reports(reports, path):
     """Draws checkpoints side by side.
 
-    Heads and neurons of each layer, and, where there are results of one task,
-    its first metric against the number of parameters.
+    Heads and neurons of each layer, and, where all have results of one task,
+    its primary metric against the number of parameters.
 
     Args:
         reports: sequence of `report.Report`.
@@ -61,14 +61,13 @@ def draw_reports(reports, path):
 
 
 def _common_metric(reports):
-    for name in reports[0].results:
-        wanted = name.startswith("eval_") and name not in _NO_METRICS
-        if wanted and all(name in report.results for report in reports):
-            return name
-    return None
-
-
-_NO_METRICS = ("eval_loss", "eval_time")
+    """The primary metric of the one task that all runs are of, or None."""
+    task = reports[0].task
+    metric = task.get("primary_metric")
+    if any(report.task.get("name") != task.get("name") for report in reports):
+        return None
+    found = all(metric in report.results for report in reports)
+    return metric if found else None
 
 
 def _short(path):

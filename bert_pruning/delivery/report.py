@@ -6,6 +6,7 @@ matrices and not of the model.
 
 import dataclasses
 import os
+from collections.abc import Mapping
 
 from bert_pruning.compression import costs
 from bert_pruning.delivery.latency import Latency
@@ -33,6 +34,7 @@ class Report:
         raw_bytes: int. All weights as float32.
         compressed_bytes: int. The same after gzip.
         results: dict of floats. The run's `eval_results.txt`, if any.
+        task: dict. The task as the checkpoint names it; empty if it does not.
         latencies: tuple of `latency.Latency`. Measured, if that was asked.
     """
 
@@ -44,6 +46,7 @@ class Report:
     raw_bytes: int
     compressed_bytes: int
     results: dict[str, float]
+    task: Mapping = dataclasses.field(default_factory=dict)
     latencies: tuple[Latency, ...] = ()
 
     @property
@@ -142,6 +145,7 @@ def measure(checkpoint, results=None, latencies=()):
         raw_bytes=raw,
         compressed_bytes=compressed,
         results=dict(results or {}),
+        task=checkpoint.task or {},
         latencies=tuple(latencies),
     )
 

@@ -114,7 +114,7 @@ class Run:
         with self.writing():
             path = self.path(name)
             temporary = path.with_name(f".{path.name}.tmp")
-            with temporary.open("w", encoding="utf-8") as stream:
+            with temporary.open("w", encoding="utf-8", newline="") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -156,8 +156,8 @@ class Run:
     def complete(self):
         """Marks the run as done; of a command that trains nothing."""
         with self.writing():
-            shutil.rmtree(self.path("checkpoint"), ignore_errors=True)
             self.write_text("DONE", "")
+            shutil.rmtree(self.path("checkpoint"), ignore_errors=True)
 
     def _clear(self):
         # A kill in between must leave neither half a finished run, nor half a

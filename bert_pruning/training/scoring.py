@@ -54,7 +54,6 @@ class GradientMagnitudes(tf.Module):
             gradients: list of tensors, of each trainable variable of the
                 student. Each replica's own share, where there are several.
         """
-        gradients = [gradients[place] for place in self._positions.values()]
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
             gradients = context.all_reduce(
@@ -64,6 +63,7 @@ class GradientMagnitudes(tf.Module):
         finite = tf.reduce_all(
             [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
         )
+        gradients = [gradients[place] for place in self._positions.values()]
         for total, gradient in zip(
             self._totals.values(), gradients, strict=True
         ):
