@@ -14,7 +14,11 @@ from bert_pruning.modeling import bert
 from bert_pruning.modeling.checkpoints import load_checkpoint
 from bert_pruning.modeling.checkpoints import save_huggingface
 
-TASK = {"name": "SST-2", "labels": ["0", "1"]}
+TASK = {
+    "name": "SST-2",
+    "labels": ["0", "1"],
+    "primary_metric": "eval_accuracy",
+}
 CONFIG = tiny_runs.tiny_config(num_layers=2)
 # Two layers of 4 * 16 * 16 + 2 * 16 * 32 weights.
 ENCODER = 2 * (4 * 256 + 2 * 512)
@@ -231,6 +235,18 @@ def test_a_plot_is_a_picture_of_all_runs(
         assert status == 0, err
         width, height = png_size(path)
         assert width / height == pytest.approx(4.6 * columns / 4.2, rel=0.01)
+
+
+def test_runs_of_two_tasks_have_no_quality_in_common(sparse_run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(sparse_run, other)
+    config = json.loads((other / "config.json").read_text())
+    config["bert_pruning"]["task"]["name"] = "MRPC"
+    (other / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "kept.png"
+    run_report(f"--init_checkpoint={sparse_run},{other}", f"--plot={path}")
+    width, height = png_size(path)
+    assert width / height == pytest.approx(4.6 * 2 / 4.2, rel=0.01)
 
 
 def png_size(path):

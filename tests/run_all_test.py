@@ -456,7 +456,7 @@ def test_what_goes_on_after_a_stop_is_said(run_all_flags, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(preflight, "prepare", no_tasks)
-    monkeypatch.setattr(run_all.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(run_all, "stop_on_signals", lambda: None)
     monkeypatch.setattr(run_all.Runner, "run", stopped)
     for given, expected in (
         ([], "The same command goes on from here"),
