@@ -276,19 +276,19 @@ class Trainer:
             self.summaries.sparsity(counts, pruner.sparsity.at(step), step)
         if self.shrinking is not None:
             at_target = self.shrinking.is_final(step)
-        self.summaries.scalars(
-            {f"eval/{name}": value for name, value in metrics.items()}, step
+        parameters = sum(
+            variable.shape.num_elements() for variable in variables.values()
         )
+        scalars = {f"eval/{name}": value for name, value in metrics.items()}
+        scalars["model/parameters"] = parameters
+        self.summaries.scalars(scalars, step)
         self.records.append(
             {
                 "step": step,
                 "epoch": round(step / self.plan.steps_per_epoch, 4),
                 "loss": loss,
                 "sparsity": sparsity,
-                "parameters": sum(
-                    variable.shape.num_elements()
-                    for variable in variables.values()
-                ),
+                "parameters": parameters,
                 **metrics,
             }
         )
