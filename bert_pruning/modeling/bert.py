@@ -171,6 +171,9 @@ def _build_encoder(config):
     hidden_states, attention_scores = [x], []
 
     # === Encoder ===
+    # On a matrix of all tokens, (batch * length, width): a Dense layer on
+    # three dimensions computes shapes for longer than small products take.
+    x = layers.FlattenTokens(name="tokens")(x)
     for i, (num_heads, intermediate_size) in enumerate(
         zip(config.num_heads, config.intermediate_sizes, strict=True)
     ):
@@ -199,7 +202,8 @@ def _build_encoder(config):
         y = _dropout(config, f"layer_{i}_output_dropout")(y)
         y = keras.layers.Add(name=f"layer_{i}_output_add")([x, y])
         x = _norm(config, f"layer_{i}_output_norm")(y)
-        hidden_states.append(x)
+        states = layers.UnflattenTokens(name=f"layer_{i}_states")([x, mask])
+        hidden_states.append(states)
         attention_scores.append(scores)
     return _Encoder(
         [word_ids, mask, type_ids],

@@ -185,11 +185,33 @@ class PositionEmbedding(keras.layers.Layer):
 
 
 @_register
+class FlattenTokens(keras.layers.Layer):
+    """Makes a matrix of all tokens, `(batch * length, width)`."""
+
+    def call(self, inputs):
+        return tf.reshape(inputs, [-1, inputs.shape[-1]])
+
+
+@_register
+class UnflattenTokens(keras.layers.Layer):
+    """Undoes `FlattenTokens`.
+
+    Called on `[tokens, mask]`, with the int mask `(batch, length)`; returns
+    `(batch, length, width)`.
+    """
+
+    def call(self, inputs):
+        tokens, mask = inputs
+        shape = tf.shape(mask)
+        return tf.reshape(tokens, [shape[0], shape[1], tokens.shape[-1]])
+
+
+@_register
 class AttentionScores(keras.layers.Layer):
     """Scaled, masked scores of every head, before the softmax.
 
     Called on `[query, key, mask]`: two tensors of shape
-    `(batch, length, heads * head_size)`, of which the number of heads is read
+    `(batch * length, heads * head_size)`, of which the number of heads is read
     off, and the int mask `(batch, length)`. Returns
     `(batch, heads, length, length)`. Only keys are masked: a padded query
     still attends, as in the official code.
@@ -206,8 +228,8 @@ class AttentionScores(keras.layers.Layer):
 
     def call(self, inputs):
         query, key, mask = inputs
-        query = split_heads(query, self.head_size)
-        key = split_heads(key, self.head_size)
+        query = split_heads(query, self.head_size, tf.shape(mask))
+        key = split_heads(key, self.head_size, tf.shape(mask))
         scores = tf.matmul(query, key, transpose_b=True)
         scores *= tf.cast(1.0 / math.sqrt(self.head_size), scores.dtype)
         penalty = tf.cast(1 - mask, scores.dtype) * MASK_VALUE
@@ -222,7 +244,7 @@ class AttentionContext(keras.layers.Layer):
     """Attention-weighted values of every head, heads side by side.
 
     Called on `[scores, value]`, with scores from `AttentionScores` and value
-    `(batch, length, heads * head_size)`; returns the shape of value. The
+    `(batch * length, heads * head_size)`; returns the shape of value. The
     softmax is computed in float32.
 
     Args:
@@ -241,7 +263,10 @@ class AttentionContext(keras.layers.Layer):
         probabilities = tf.nn.softmax(tf.cast(scores, tf.float32))
         probabilities = tf.cast(probabilities, value.dtype)
         probabilities = self.dropout(probabilities, training=training)
-        context = tf.matmul(probabilities, split_heads(value, self.head_size))
+        shape = tf.shape(scores)
+        shape = tf.stack([shape[0], shape[2]])
+        value_heads = split_heads(value, self.head_size, shape)
+        context = tf.matmul(probabilities, value_heads)
         context = tf.transpose(context, (0, 2, 1, 3))
         return tf.reshape(context, tf.shape(value))
 
@@ -306,9 +331,14 @@ class FirstToken(keras.layers.Layer):
         return inputs[:, 0]
 
 
-def split_heads(values, head_size):
-    """Reshapes (batch, length, width) to (batch, heads, length, head_size)."""
-    shape = tf.shape(values)
+def split_heads(values, head_size, shape):
+    """Reshapes (batch * length, width) to (batch, heads, length, head_size).
+
+    Args:
+        values: float tensor `(batch * length, heads * head_size)`.
+        head_size: int.
+        shape: int tensor `(2,)`, batch and length.
+    """
     heads = values.shape[-1] // head_size
     values = tf.reshape(values, [shape[0], shape[1], heads, head_size])
     return tf.transpose(values, (0, 2, 1, 3))

@@ -179,13 +179,17 @@ def score_by_sensitivity(model, config, batches, about=None):
             # The loss is a mean: an example's own is so many times its share.
             loss *= tf.cast(tf.shape(batch["label"])[0], loss.dtype)
         gradients = tape.gradient(loss, values)
-        for unit, rows in totals.items():
+        for unit, sums in totals.items():
             for total, value, gradient in zip(
-                rows, values[unit], gradients[unit], strict=True
+                sums, values[unit], gradients[unit], strict=True
             ):
-                gate = tf.reduce_sum(value * gradient, 1)
-                gate = tf.reshape(gate, [tf.shape(gate)[0], total.shape[0], -1])
-                gate = tf.abs(tf.reduce_sum(gate, -1))
+                # Of all tokens, (batch * length, width), as the graph has it.
+                rows, length = tf.unstack(tf.shape(batch["input_mask"]))
+                width = value.shape[-1] // total.shape[0]
+                gate = tf.reshape(
+                    value * gradient, [rows, length, total.shape[0], width]
+                )
+                gate = tf.abs(tf.reduce_sum(gate, [1, 3]))
                 total.assign_add(tf.reduce_sum(gate, 0))
 
     for batch in _tensors(batches):
