@@ -45,10 +45,11 @@ def test_there_are_flagfiles_for_each_purpose():
     }
 
 
-@pytest.mark.parametrize("path", FLAGFILES, ids=named)
-def test_a_flagfile_says_its_command_and_time(path):
+@pytest.mark.parametrize("path", [*FLAGFILES, *RECIPES], ids=named)
+def test_a_file_says_its_command_and_time(path):
+    flag = "recipe" if path.suffix == ".recipe" else "flagfile"
     found = commands(path)
-    assert any(f"--flagfile={named(path)}" in command for command in found)
+    assert any(f"--{flag}={named(path)}" in command for command in found)
     assert any(line.startswith("time:") for line in header(path))
 
 
@@ -100,13 +101,6 @@ def test_finetuning_has_the_published_settings():
 
 
 # === Recipes ===
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=named)
-def test_a_recipe_says_its_command_and_time(path):
-    found = commands(path)
-    assert any(f"--recipe={named(path)}" in command for command in found)
-    assert any(line.startswith("time:") for line in header(path))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=named)

@@ -52,8 +52,7 @@ def train():
     pruning_flags.check_model(checkpoint.config)
     teacher = inputs.load_teacher(checkpoint, task)
     if teacher is not None:
-        for shape in pruning_flags.shapes_of(checkpoint.config):
-            distillation_flags.build_matches(shape, teacher[0])
+        pruning_flags.check_teacher(checkpoint.config, teacher[0])
     dev_sets, batches = _read_data(task, tokenizer)
     plan = _plan(batches)
     builder = _ModelBuilder(

@@ -78,8 +78,9 @@ def check(sweep: Sweep) -> dict[str, Task]:
                 resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
                 pruning_flags.check_model(checkpoint.config)
                 # The teacher is fine-tuned from the same checkpoint.
-                for shape in pruning_flags.shapes_of(checkpoint.config):
-                    distillation_flags.build_matches(shape, checkpoint.config)
+                pruning_flags.check_teacher(
+                    checkpoint.config, checkpoint.config
+                )
     problems.tell()
     waiting = sum(not stage.is_done for stage in stages)
     model_bytes = sum(array.nbytes for array in checkpoint.weights.values())

@@ -8,6 +8,7 @@ import math
 
 from absl import flags
 
+from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.compression import shrinkage
 from bert_pruning.compression import sparsity
@@ -204,6 +205,20 @@ def shapes_of(config):
     """Returns the shapes that a model has on its way, the first included."""
     found = build_shrinkage(config, FLAGS.max_steps)
     return (config,) if found is None else found.shapes
+
+
+def check_teacher(config, teacher):
+    """Checks that a model can learn from a teacher in each of its shapes.
+
+    Args:
+        config: BertConfig. The model's first shape.
+        teacher: BertConfig.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    for shape in shapes_of(config):
+        distillation_flags.build_matches(shape, teacher)
 
 
 def check_model(config):

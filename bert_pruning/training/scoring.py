@@ -34,21 +34,24 @@ class GradientMagnitudes(tf.Module):
 
     def __init__(self, student):
         super().__init__()
-        positions = {
-            id(variable): position
-            for position, variable in enumerate(student.trainable_variables)
+        found = scored_kernels(student)
+        places = {
+            id(variable): place
+            for place, variable in enumerate(student.trainable_variables)
         }
-        self._positions, self._totals = {}, {}
-        for name, variable in scored_kernels(student).items():
-            self._positions[name] = positions[id(variable)]
-            self._totals[name.replace("/", "_")] = tf.Variable(
-                tf.zeros(variable.shape),
+        self._names = list(found)
+        self._places = [places[id(kernel)] for kernel in found.values()]
+        self._totals = [
+            tf.Variable(
+                tf.zeros(kernel.shape),
                 trainable=False,
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
+            for kernel in found.values()
+        ]
 
     def add(self, gradients):
-        """Adds one batch's gradients; may run inside a `tf.function`.
+        """Adds one training step's gradients; may run in a `tf.function`.
 
         Args:
             gradients: list of tensors, of each trainable variable of the
@@ -63,18 +66,20 @@ class GradientMagnitudes(tf.Module):
         finite = tf.reduce_all(
             [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
         )
-        gradients = [gradients[place] for place in self._positions.values()]
-        for total, gradient in zip(
-            self._totals.values(), gradients, strict=True
-        ):
-            size = tf.where(finite, tf.abs(gradient), tf.zeros_like(gradient))
-            total.assign_add(size)
+        self.add_scored(
+            [tf.where(finite, gradients[place], 0.0) for place in self._places]
+        )
+
+    def add_scored(self, gradients):
+        """Adds the gradients of the scored kernels alone, in their order."""
+        for total, gradient in zip(self._totals, gradients, strict=True):
+            total.assign_add(tf.abs(gradient))
 
     def numpy(self):
         """Returns the sums as arrays by canonical name."""
         return {
-            name: self._totals[name.replace("/", "_")].numpy()
-            for name in self._positions
+            name: total.numpy()
+            for name, total in zip(self._names, self._totals, strict=True)
         }
 
 
@@ -106,26 +111,21 @@ def score_by_taylor(model, config, batches, about=None):
 
     Reference: [ROSITA](https://arxiv.org/abs/2103.11367).
     """
-    kernels = scored_kernels(model.student)
-    totals = [
-        tf.Variable(tf.zeros(kernel.shape)) for kernel in kernels.values()
-    ]
+    kernels = list(scored_kernels(model.student).values())
+    magnitudes = GradientMagnitudes(model.student)
 
     @tf.function(reduce_retracing=True)
     def add(batch, index):
         seed = tf.stack([model.seed, tf.cast(index, tf.int32)])
         with tf.GradientTape() as tape, layers.dropout_seed(seed):
             loss = model.losses_of(batch)["loss"]
-        gradients = tape.gradient(loss, list(kernels.values()))
-        for total, gradient in zip(totals, gradients, strict=True):
-            total.assign_add(tf.abs(gradient))
+        magnitudes.add_scored(tape.gradient(loss, kernels))
 
     for index, batch in enumerate(_tensors(batches)):
         add(batch, tf.constant(index, tf.int64))
-    found = {
-        name: total.numpy() for name, total in zip(kernels, totals, strict=True)
-    }
-    return taylor_scores(config, bert.get_weights(model.student), found, about)
+    return taylor_scores(
+        config, bert.get_weights(model.student), magnitudes.numpy(), about
+    )
 
 
 def score_by_sensitivity(model, config, batches, about=None):
