@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 import tiny_bert
 import tiny_runs
+from tiny_training import make_dataset
 
 from bert_pruning.compression import surgery
 from bert_pruning.compression.structure import Structure
-from bert_pruning.data.pipeline import EncodedDataset
 from bert_pruning.data.pipeline import TrainBatches
 from bert_pruning.modeling import bert
 from bert_pruning.training import scoring
@@ -30,18 +30,9 @@ CONFIG = dataclasses.replace(
 
 
 def make_batches(rows=10, batch_size=4):
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(3, 9, rows)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids = generator.integers(5, CONFIG.vocab_size, offsets[-1])
-    dataset = EncodedDataset(
-        token_ids=ids.astype(np.int32),
-        offsets=offsets,
-        type_boundaries=lengths.astype(np.int32),
-        labels=(np.arange(rows) % 2).astype(np.int32),
-        max_seq_length=16,
+    return TrainBatches(
+        make_dataset(CONFIG, rows), batch_size, seed=1, drop_remainder=False
     )
-    return TrainBatches(dataset, batch_size, seed=1, drop_remainder=False)
 
 
 def make_model(config=CONFIG, distill=False, **options):

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import tiny_bert
 import tiny_runs
+from tiny_training import Crash
+from tiny_training import make_dataset
+from tiny_training import weight_metrics
 
 from bert_pruning.compression import importance
 from bert_pruning.compression import surgery
 from bert_pruning.compression.shrinkage import depth_shrinkage
 from bert_pruning.compression.shrinkage import width_shrinkage
 from bert_pruning.compression.structure import keep_top
-from bert_pruning.data.pipeline import EncodedDataset
 from bert_pruning.data.pipeline import TrainBatches
 from bert_pruning.modeling import bert
 from bert_pruning.training import optimization
@@ -60,26 +62,8 @@ def make_shrinking(kind="width", **options):
 
 
 def make_trainer(directory, shrinking, plan=None, evaluate=None):
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(3, 9, 20)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids = generator.integers(5, CONFIG.vocab_size, offsets[-1])
-    dataset = EncodedDataset(
-        token_ids=ids.astype(np.int32),
-        offsets=offsets,
-        type_boundaries=lengths.astype(np.int32),
-        labels=(np.arange(20) % 2).astype(np.int32),
-        max_seq_length=16,
-    )
     run = Run(directory)
     run.begin()
-
-    def metrics(model):
-        total = sum(
-            float(np.abs(array).astype(np.float64).sum())
-            for array in bert.get_weights(model.student).values()
-        )
-        return {"eval_accuracy": total % 1, "eval_loss": total}
 
     def save_model(model, best):
         pathlib.Path(best, "config.json").write_text(
@@ -91,19 +75,15 @@ def make_trainer(directory, shrinking, plan=None, evaluate=None):
     values = {"eval_steps": 2, "save_steps": 1, "log_steps": 3}
     return Trainer(
         build(CONFIG, tiny_bert.random_weights(CONFIG, 0, 2)),
-        TrainBatches(dataset, batch_size=4, seed=3),
+        TrainBatches(make_dataset(CONFIG), batch_size=4, seed=3),
         Plan(STEPS, steps_per_epoch=5, **{**values, **(plan or {})}),
         run,
         Summaries(run.path("events")),
-        evaluate or metrics,
+        evaluate or weight_metrics,
         "eval_accuracy",
         save_model,
         shrinking,
     )
-
-
-class Crash(Exception):
-    """Stands for the process being gone."""
 
 
 def crash_at(trainer, step):

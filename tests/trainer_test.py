@@ -14,13 +14,15 @@ import pytest
 import tensorflow as tf
 import tiny_bert
 import tiny_runs
+from tiny_training import Crash
+from tiny_training import make_dataset
+from tiny_training import weight_metrics
 
 from bert_pruning.compression import costs
 from bert_pruning.compression.pruning import Pruner
 from bert_pruning.compression.pruning import wrap
 from bert_pruning.compression.sparsity import Sparsity
 from bert_pruning.compression.sparsity import kept_count
-from bert_pruning.data.pipeline import EncodedDataset
 from bert_pruning.data.pipeline import TrainBatches
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
@@ -40,20 +42,6 @@ CONFIG = tiny_runs.tiny_config()
 
 
 pytestmark = pytest.mark.usefixtures("eagerly")
-
-
-def make_dataset(rows=20):
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(3, 9, rows)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids = generator.integers(5, CONFIG.vocab_size, offsets[-1])
-    return EncodedDataset(
-        token_ids=ids.astype(np.int32),
-        offsets=offsets,
-        type_boundaries=lengths.astype(np.int32),
-        labels=(np.arange(rows) % 2).astype(np.int32),
-        max_seq_length=16,
-    )
 
 
 def make_model(final=None, distill=False, num_steps=8, **options):
@@ -91,25 +79,17 @@ def make_trainer(directory, model=None, evaluate=None, plan=None, **options):
     run = Run(directory)
     run.begin()
 
-    def metrics(model):
-        """Something that depends on every weight."""
-        total = sum(
-            float(np.abs(array).astype(np.float64).sum())
-            for array in bert.get_weights(model.student).values()
-        )
-        return {"eval_accuracy": total % 1, "eval_loss": total}
-
     def save_model(model, best):
         path = pathlib.Path(best, "weights.npz")
         np.savez(path, **bert.get_weights(model.student))
 
     return Trainer(
         model,
-        TrainBatches(make_dataset(), batch_size=4, seed=3),
+        TrainBatches(make_dataset(CONFIG), batch_size=4, seed=3),
         plan,
         run,
         Summaries(run.path("events")),
-        evaluate or metrics,
+        evaluate or weight_metrics,
         "eval_accuracy",
         save_model,
     )
@@ -310,10 +290,6 @@ def test_a_missed_sparsity_is_no_success(tmp_path):
 
 # At its target when first evaluated.
 PRUNED = {"final": 0.75, "end_step": 4, "frequency": 1, "distill": True}
-
-
-class Crash(Exception):
-    """Stands for the process being gone."""
 
 
 def crash_at(trainer, place, call):
