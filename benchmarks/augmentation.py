@@ -7,12 +7,15 @@ vectors sorted by cosine, whether it was looked up before or not.
     pip install -e '.[peers]'
     python benchmarks/augmentation.py --task=CoLA --data_dir=glue \
         --init_checkpoint=MLM --glove=GLOVE --sentences=200
+
+`--mixed_precision=bfloat16` lets this package, not the peer, compute in it.
 """
 
 import argparse
 import time
 
 import numpy as np
+import tf_keras as keras
 import torch
 import transformers
 
@@ -84,7 +87,12 @@ def main():
     parser.add_argument("--init_checkpoint", required=True)
     parser.add_argument("--glove", required=True)
     parser.add_argument("--sentences", type=int, default=200)
+    parser.add_argument(
+        "--mixed_precision", default="float32", choices=["float32", "bfloat16"]
+    )
     args = parser.parse_args()
+    if args.mixed_precision != "float32":
+        keras.mixed_precision.set_global_policy(f"mixed_{args.mixed_precision}")
     checkpoint = checkpoints.load_checkpoint(args.init_checkpoint)
     tokenizer = BertTokenizer(
         checkpoint.vocabulary,

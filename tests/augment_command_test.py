@@ -19,6 +19,7 @@ from bert_pruning.data.shards import find_shards
 from bert_pruning.data.tasks import get_task
 from bert_pruning.errors import UserError
 from bert_pruning.modeling.checkpoints import save_huggingface
+from bert_pruning.training import masked_lm
 from bert_pruning.training import trainer
 
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -160,6 +161,24 @@ def test_a_seed_repeats_and_two_differ(place, tmp_path):
     [whole] = (tmp_path / "d").glob("*.tsv")
     parts = [rows_of(tmp_path / "a" / name)[1:] for name in sorted(shards["a"])]
     assert rows_of(whole)[1:] == sum(parts, [])
+
+
+def test_it_predicts_in_the_precision_asked_for(place, tmp_path, monkeypatch):
+    seen = []
+    original = masked_lm.MaskedPredictor.__init__
+
+    def recording(self, model, number):
+        seen.append((model.compute_dtype, model.outputs[0].dtype.name))
+        original(self, model, number)
+
+    monkeypatch.setattr(masked_lm.MaskedPredictor, "__init__", recording)
+    for precision in ("float32", "bfloat16"):
+        path = tmp_path / precision
+        status, _, err = augment(place, path, f"--mixed_precision={precision}")
+        assert status == 0, err
+        index = json.loads((path / "augment.json").read_text())
+        assert index["mixed_precision"] == precision
+    assert seen == [("float32", "float32"), ("bfloat16", "float32")]
 
 
 class Crash(Exception):

@@ -316,10 +316,7 @@ def _prepare_device():
     if inputs.find_gpus():
         # Without it, sums on a GPU change from run to run.
         tf.config.experimental.enable_op_determinism()
-    policy = "float32"
-    if FLAGS.mixed_precision != "float32":
-        policy = f"mixed_{FLAGS.mixed_precision}"
-    keras.mixed_precision.set_global_policy(policy)
+    inputs.set_precision()
     if FLAGS.strategy == "mirrored":
         strategy = tf.distribute.MirroredStrategy()
         LOG.info("Mirrored over %d devices", strategy.num_replicas_in_sync)

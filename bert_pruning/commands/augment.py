@@ -48,6 +48,9 @@ def define_flags():
     number("num_candidates", 15, "Words that may replace a word.", 1)
     flags.DEFINE_float("replace_probability", 0.4, "Of each word.", 0.0, 1.0)
     number("seed", 42, "Of the choices.", 0, 2**31 - 1)
+    shared.define_precision_flag(
+        "below float32, words of nearly equal likelihood may change places."
+    )
     number("shard_rows", 4096, "Rows of the training file per shard.", 1)
 
 
@@ -83,7 +86,7 @@ def main():
             name: FLAGS[name].value
             for name in (
                 *("num_candidates", "replace_probability", "seed"),
-                *("init_checkpoint", "glove"),
+                *("mixed_precision", "init_checkpoint", "glove"),
             )
         },
     }
@@ -118,6 +121,7 @@ def _build_augmenter(num_variants):
     from bert_pruning.training.masked_lm import MaskedPredictor
 
     inputs.find_gpus()
+    inputs.set_precision()
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
     if "mlm_transform/kernel" not in checkpoint.weights:
         raise UserError(

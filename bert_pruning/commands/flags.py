@@ -69,6 +69,20 @@ def define_task_flags():
     )
 
 
+def define_precision_flag(note):
+    """Defines the precision of the computation.
+
+    Args:
+        note: str. What else is to be known of it.
+    """
+    flags.DEFINE_enum(
+        "mixed_precision",
+        "float32",
+        ["float32", "bfloat16", "float16"],
+        f"Precision of the computation; {note}",
+    )
+
+
 def require(*names):
     """Checks that flags were given.
 

@@ -6,6 +6,7 @@ Imports TensorFlow, so the commands import it late, after the flags are read.
 import dataclasses
 
 import tensorflow as tf
+import tf_keras as keras
 from absl import flags
 
 from bert_pruning.commands import flags as shared
@@ -25,6 +26,14 @@ def find_gpus():
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     return gpus
+
+
+def set_precision():
+    """Makes the models built from now on compute as the flags say."""
+    policy = "float32"
+    if FLAGS.mixed_precision != "float32":
+        policy = f"mixed_{FLAGS.mixed_precision}"
+    keras.mixed_precision.set_global_policy(policy)
 
 
 def load_checkpoint(path):

@@ -83,12 +83,8 @@ def define_flags():
     number("log_steps", 10, "Steps between TensorBoard scalars.", 1)
     distillation_flags.define()
     pruning_flags.define()
-    flags.DEFINE_enum(
-        "mixed_precision",
-        "float32",
-        ["float32", "bfloat16", "float16"],
-        "Precision of the computation; variables stay float32, and float16 "
-        "scales the loss dynamically.",
+    shared.define_precision_flag(
+        "variables stay float32, and float16 scales the loss dynamically."
     )
     flags.DEFINE_bool("jit_compile", False, "Compile the model with XLA.")
     flags.DEFINE_enum(
