@@ -5,6 +5,7 @@
     predict   writes GLUE submission files
     score     tells how much each head, neuron and layer matters
     shrink    cuts a model down to what matters most
+    tickets   draws winning, losing and random tickets from scores
     augment   makes more training data by replacing words
     recipe    runs a chain of commands
     report    counts parameters, zeros and bytes
@@ -38,6 +39,7 @@ COMMANDS = (
     "predict",
     "score",
     "shrink",
+    "tickets",
     "augment",
     "recipe",
     "report",

@@ -273,7 +273,12 @@ def test_official_of_a_pruned_or_erf_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [tiny_bert.tiny_config(), tiny_bert.uneven_config()]
+    "config",
+    [
+        tiny_bert.tiny_config(),
+        tiny_bert.uneven_config(),
+        tiny_bert.blockless_config(),
+    ],
 )
 @pytest.mark.parametrize("num_outputs", [None, 1, 3])
 def test_run_survives(tmp_path, config, num_outputs):

@@ -25,7 +25,12 @@ OFFICIAL_TINY = {
 
 
 @pytest.mark.parametrize(
-    "config", [tiny_bert.tiny_config(), tiny_bert.uneven_config()]
+    "config",
+    [
+        tiny_bert.tiny_config(),
+        tiny_bert.uneven_config(),
+        tiny_bert.blockless_config(),
+    ],
 )
 def test_survives_json(config):
     text = json.dumps(config.to_dict())
@@ -152,6 +157,12 @@ def test_uniform_is_told_from_pruned():
     config = tiny_bert.tiny_config()
     assert config.is_uniform
     assert not tiny_bert.uneven_config().is_uniform
+    plain = tiny_bert.tiny_config()
+    without = dataclasses.replace(plain, intermediate_sizes=(0, 0))
+    assert plain.is_uniform and not without.is_uniform
+    for size in (-1, 1.5, "3"):
+        with pytest.raises(UserError, match=r"intermediate_sizes\[1\]"):
+            dataclasses.replace(plain, intermediate_sizes=(12, size))
     assert not dataclasses.replace(config, num_heads=(1, 1)).is_uniform
     assert not dataclasses.replace(config, embedding_rank=3).is_uniform
 

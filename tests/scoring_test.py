@@ -132,6 +132,46 @@ def test_sensitivity_is_the_slope_of_a_gate():
         )
 
 
+def test_a_block_s_sensitivity_is_the_slope_of_its_gate():
+    model, batches = make_model(), make_batches(batch_size=1)
+    scores = scoring.score_by_sensitivity(model, CONFIG, batches)
+    variables = bert.named_variables(model.student)
+    parts = [variables[f"layer_1_output/{x}"] for x in ("kernel", "bias")]
+    whole, step, total = [p.numpy() for p in parts], 1e-2, 0.0
+    for batch in batches.epoch(0):
+        losses = []
+        for gate in (1 - step, 1 + step):
+            for variable, array in zip(parts, whole, strict=True):
+                variable.assign(gate * array)
+            losses.append(loss_of(model, batch))
+        for variable, array in zip(parts, whole, strict=True):
+            variable.assign(array)
+        total += abs(losses[1] - losses[0]) / (2 * step)
+    assert scores.blocks[1] == pytest.approx(total, rel=0.02)
+
+
+def test_a_gate_for_each_token_lets_none_cancel():
+    examples, tokens = (
+        scoring.score_by_sensitivity(
+            make_model(), CONFIG, make_batches(), sum_over=unit
+        )
+        for unit in ("examples", "tokens")
+    )
+    assert (tokens.blocks >= examples.blocks).all()
+    assert (tokens.heads[0] > examples.heads[0]).all()
+    # Only the first token of the last layer's states is read.
+    np.testing.assert_allclose(tokens.blocks[1], examples.blocks[1], rtol=1e-5)
+
+
+def test_a_layer_without_a_block_has_no_score_of_one():
+    config = dataclasses.replace(CONFIG, intermediate_sizes=(0, 32))
+    for score in (scoring.score_by_sensitivity, scoring.score_by_taylor):
+        scores = score(make_model(config), config, make_batches())
+        scores.check_fits(config)
+        assert scores.blocks[0] == 0 < scores.blocks[1]
+        assert (scores.heads[0] > 0).all()
+
+
 def test_sensitivity_is_by_example_whatever_the_batch():
     one, four = (
         scoring.score_by_sensitivity(

@@ -202,7 +202,7 @@ class TestFile:
             ("heads", [[1, 0], [0]], "rising"),
             ("heads", [[-1], [0]], "Layer 0 has 4 heads"),
             ("heads", [[0]], "a list of heads for each. Received: 1"),
-            ("heads", [[], [0]], "Layer 0 must keep a head and a neuron"),
+            ("heads", [[], [0]], "Layer 0 must keep one head at least"),
             ("heads", [[0.5], [0]], "whole numbers"),
             ("neurons", 3, "needs lists of whole numbers"),
             ("neurons", [[0, True], [0]], "whole numbers"),

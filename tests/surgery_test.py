@@ -59,6 +59,30 @@ def test_masked_equals_shrunk(whole):
     assert not np.allclose(shrunk["logits"], outputs_of(*whole)["logits"])
 
 
+def test_without_its_neurons_a_layer_has_no_feed_forward_block(whole):
+    config, weights = whole
+    ticket = Structure((2, 2), (12, 12), ((1,), (0, 1)), ((), (2, 5)))
+    smaller, cut = surgery.shrink(config, weights, ticket)
+    masked = without_units(config, weights, ticket)
+    masked["layer_0_output/bias"][:] = 0
+    masked, shrunk = outputs_of(config, masked), outputs_of(smaller, cut)
+    np.testing.assert_allclose(
+        masked["hidden_states"][1], shrunk["hidden_states"][1], atol=2e-6
+    )
+    np.testing.assert_allclose(masked["logits"], shrunk["logits"], atol=2e-6)
+    assert smaller.intermediate_sizes == (0, 2)
+    assert sorted(n for n in cut if n.startswith("layer_0_output")) == [
+        *("layer_0_output_norm/beta", "layer_0_output_norm/gamma")
+    ]
+    assert costs.parameters(smaller, 2) == sum(a.size for a in cut.values())
+    # What is left can be cut again, and its other layer loses its block too.
+    again = Structure((1, 2), (0, 2), ((0,), (0,)), ((), ()))
+    smallest, least = surgery.shrink(smaller, cut, again)
+    assert smallest.intermediate_sizes == (0, 0)
+    assert not smallest.is_uniform
+    assert np.isfinite(outputs_of(smallest, least)["logits"]).all()
+
+
 def test_all_units_are_the_same_model(whole):
     config, weights = whole
     same, kept = surgery.shrink(config, weights, keep_top(config))

@@ -1,5 +1,7 @@
 """Tiny BERTs with reproducible random weights, for tests and goldens."""
 
+import dataclasses
+
 import numpy as np
 
 from bert_pruning.modeling.checkpoints import save_huggingface
@@ -40,6 +42,11 @@ def uneven_config():
         max_position_embeddings=16,
         embedding_rank=3,
     )
+
+
+def blockless_config():
+    """Returns a BERT whose first layer has no feed-forward block."""
+    return dataclasses.replace(uneven_config(), intermediate_sizes=(0, 12))
 
 
 def vocabulary(size=20, cased=False):

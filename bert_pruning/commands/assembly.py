@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 from absl import flags
 
 from bert_pruning.commands import distillation_flags
@@ -16,6 +15,7 @@ from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.commands import pruning_flags
 from bert_pruning.compression import pruning
+from bert_pruning.compression.structure import Structure
 from bert_pruning.data import pipeline
 from bert_pruning.data import shards
 from bert_pruning.errors import UserError
@@ -49,6 +49,10 @@ def train():
     task = shared.find_training_task("train on")
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
+    structure = None
+    if FLAGS.structure:
+        structure = Structure.load(FLAGS.structure)
+        checkpoint = inputs.cut(checkpoint, structure)
     pruning_flags.check_model(checkpoint.config)
     teacher = inputs.load_teacher(checkpoint, task)
     if teacher is not None:
@@ -63,6 +67,9 @@ def train():
     )
     # Whatever could be wrong has been looked at; now replace what was there.
     run.begin()
+    if structure is not None:
+        with run.writing():
+            structure.save(run.path("structure.json"))
     LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
 
     with strategy.scope():
@@ -138,10 +145,12 @@ class _ModelBuilder:
             start: int. Optimizer steps done before this model's first.
             new_layers: tuple of str. What `weights` may lack.
         """
-        keras.utils.set_random_seed(FLAGS.seed)
         student = bert.build_model(config, self.task.num_outputs)
         if weights is not None:
             new = bert.set_weights(student, weights, new_layers)
+            bert.draw_weights(
+                student, new, config.initializer_range, FLAGS.seed
+            )
             if new:
                 LOG.info("New weights: %s", ", ".join(new))
         matches, pruner, magnitudes = (), None, None

@@ -10,6 +10,7 @@ import tf_keras as keras
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.compression import surgery
 from bert_pruning.data import pipeline
 from bert_pruning.data import tasks
 from bert_pruning.data.tokenization import BertTokenizer
@@ -43,6 +44,18 @@ def load_checkpoint(path):
         shared.LOG.info("%s: %s", path, note)
     shared.check_length(checkpoint.config)
     return checkpoint
+
+
+def cut(checkpoint, structure):
+    """Returns the part of a checkpoint that a structure keeps.
+
+    Raises:
+        UserError: if the structure is one of another shape.
+    """
+    config, weights = surgery.shrink(
+        checkpoint.config, checkpoint.weights, structure
+    )
+    return dataclasses.replace(checkpoint, config=config, weights=weights)
 
 
 def find_tokenizer(checkpoint):

@@ -5,11 +5,13 @@ shrinkage = build_shrinkage(checkpoint.config, num_steps)
 """
 
 import math
+import os
 
 from absl import flags
 
 from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
+from bert_pruning.compression import importance
 from bert_pruning.compression import shrinkage
 from bert_pruning.compression import sparsity
 from bert_pruning.errors import UserError
@@ -88,6 +90,12 @@ def define():
         "block_pooling_type", "AVG", ["AVG", "MAX"], "A block's magnitude."
     )
     define_shape()
+    text(
+        "structure",
+        None,
+        "A structure.json or a ticket: what else the model has is cut out "
+        "before it trains.",
+    )
     flags.DEFINE_bool(
         "carry_optimizer",
         False,
@@ -102,6 +110,35 @@ def define_shape():
     number("num_layers", None, "Layers, counted from the embeddings.", 1)
     number("ffn_hidden_dim", None, "Feed-forward neurons of each layer.", 1)
     number("emb_hidden_dim", None, "Rank of the word embeddings.", 1)
+
+
+def define_scores():
+    """Defines where the scores are."""
+    flags.DEFINE_string(
+        "scores", None, "What `score` wrote: the folder, or its scores.npz."
+    )
+
+
+def load_scores(checkpoint):
+    """Reads the scores that the flags name.
+
+    Raises:
+        UserError: if they are not those of the checkpoint.
+    """
+    path = FLAGS.scores
+    if os.path.isdir(path):
+        path = os.path.join(path, "scores.npz")
+    scores = importance.Scores.load(path)
+    scores.check_fits(checkpoint.config)
+    if scores.about.get("fingerprint") != importance.fingerprint(
+        checkpoint.weights
+    ):
+        raise UserError(
+            f"{path} holds the scores of another model, "
+            f"{scores.about.get('checkpoint', 'which it does not name')}. "
+            f"Score {checkpoint.path} first."
+        )
+    return scores
 
 
 def check():

@@ -50,6 +50,7 @@ _DECIDED = {
     "seed": "use --seeds",
     "task_name": "use --tasks",
     "teacher_checkpoint": "the best fine-tuned run is the teacher",
+    "structure": "cut the checkpoint first, by `shrink --keep_structure`",
 }
 
 

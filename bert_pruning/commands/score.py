@@ -11,6 +11,7 @@ from absl import flags
 
 from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
+from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -32,6 +33,13 @@ def define_flags():
         "taylor: weight times gradient, by batch. sensitivity: gradient of a "
         "gate on each unit, by example. magnitude: the weights alone. random: "
         "chance, what the others have to beat.",
+    )
+    flags.DEFINE_enum(
+        "sum_over",
+        "examples",
+        ["examples", "tokens"],
+        "method=sensitivity: a gate for each example, or, as the code of Super "
+        "Tickets has it, for each token.",
     )
     flags.DEFINE_integer("train_batch_size", 32, "Examples per batch.", 1)
     flags.DEFINE_integer(
@@ -84,6 +92,8 @@ def check_flags():
         FLAGS.output_dir, "init_checkpoint", "teacher_checkpoint"
     )
     distillation_flags.check()
+    if shared.is_changed("sum_over") and FLAGS.method != "sensitivity":
+        raise UserError("--sum_over needs --method=sensitivity.")
 
 
 def _score_on_data(checkpoint, about, run):
@@ -121,4 +131,9 @@ def _score_on_data(checkpoint, about, run):
         "batch_size": str(FLAGS.train_batch_size),
         "distill": ",".join(FLAGS.distill),
     }
-    return METHODS[FLAGS.method](model, checkpoint.config, batches, about)
+    options = {}
+    if FLAGS.method == "sensitivity":
+        options["sum_over"] = about["sum_over"] = FLAGS.sum_over
+    return METHODS[FLAGS.method](
+        model, checkpoint.config, batches, about, **options
+    )

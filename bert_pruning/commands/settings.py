@@ -24,6 +24,7 @@ PATH_FLAGS = {
     "init_checkpoint",
     "keep_structure",
     "scores",
+    "structure",
     "teacher_checkpoint",
 }
 

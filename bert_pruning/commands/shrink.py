@@ -28,9 +28,7 @@ def define_flags():
     flags.DEFINE_string("init_checkpoint", None, "The model.")
     flags.DEFINE_string("output_dir", None, "The folder above the new run's.")
     flags.DEFINE_bool("overwrite", False, "Replace the run of this shape.")
-    flags.DEFINE_string(
-        "scores", None, "What `score` wrote: the folder, or its scores.npz."
-    )
+    pruning_flags.define_scores()
     pruning_flags.define_shape()
     for name, cost in _RATIOS.items():
         flags.DEFINE_float(
@@ -130,7 +128,9 @@ def _find_structure(checkpoint):
     config = checkpoint.config
     if FLAGS.keep_structure:
         return structure.Structure.load(FLAGS.keep_structure)
-    scores = _load_scores(checkpoint) if FLAGS.scores else None
+    scores = None
+    if FLAGS.scores:
+        scores = pruning_flags.load_scores(checkpoint)
     for flag, cost in _RATIOS.items():
         if FLAGS[flag].value is not None:
             return structure.within_budget(
@@ -148,22 +148,3 @@ def _find_structure(checkpoint):
         FLAGS.keep_heads,
         FLAGS.ffn_hidden_dim,
     )
-
-
-def _load_scores(checkpoint):
-    from bert_pruning.compression import importance
-
-    path = FLAGS.scores
-    if os.path.isdir(path):
-        path = os.path.join(path, "scores.npz")
-    scores = importance.Scores.load(path)
-    scores.check_fits(checkpoint.config)
-    if scores.about.get("fingerprint") != importance.fingerprint(
-        checkpoint.weights
-    ):
-        raise UserError(
-            f"{path} holds the scores of another model, "
-            f"{scores.about.get('checkpoint', 'which it does not name')}. "
-            f"Score {checkpoint.path} first."
-        )
-    return scores

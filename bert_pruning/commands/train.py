@@ -116,7 +116,8 @@ def check_flags():
     shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
     shared.check_finite()
     shared.check_separate(
-        FLAGS.output_dir, "init_checkpoint", "teacher_checkpoint", "aug_train"
+        FLAGS.output_dir,
+        *("init_checkpoint", "teacher_checkpoint", "aug_train", "structure"),
     )
     distillation_flags.check()
     pruning_flags.check()

@@ -144,6 +144,8 @@ def unit_costs(config, cost, length=0):
     if cost == "macs":
         per_head = length * 4 * hidden * size + 2 * length**2 * size
         return per_head, length * 2 * hidden, 0
-    # Kernels and biases; two output biases and two norms a layer remain.
-    fixed = config.num_layers * 6 * hidden
+    # Kernels and biases; the output biases and two norms a layer remain.
+    fixed = sum(
+        (6 if neurons else 5) * hidden for neurons in config.intermediate_sizes
+    )
     return 4 * hidden * size + 3 * size, 2 * hidden + 1, fixed

@@ -27,6 +27,8 @@ class Scores:
     Args:
         heads: tuple of float arrays, `[heads]` of each layer.
         neurons: tuple of float arrays, `[neurons]` of each layer.
+        blocks: float array `[layers]` or None. Of whole feed-forward blocks;
+            None: the sums of their neurons'.
         about: dict from str to str. What they were computed on: method,
             checkpoint, `fingerprint` of its weights, task, examples.
         head_share: float. Share of a head's weights that its score is of; a
@@ -43,6 +45,7 @@ class Scores:
 
     heads: tuple[np.ndarray, ...]
     neurons: tuple[np.ndarray, ...]
+    blocks: np.ndarray | None = None
     about: Mapping[str, str] = dataclasses.field(default_factory=dict)
     head_share: float = 1.0
 
@@ -56,6 +59,18 @@ class Scores:
                         f"The scores of the {name} of layer {layer} are not "
                         "all finite. Is the model broken?"
                     )
+        blocks = self.blocks
+        if blocks is None:
+            blocks = [row.sum() for row in self.neurons]
+        object.__setattr__(self, "blocks", np.asarray(blocks, np.float64))
+        if (
+            len(self.blocks) != len(self.heads)
+            or not np.isfinite(self.blocks).all()
+        ):
+            raise UserError(
+                "Feed-forward blocks need one finite score each. Received: "
+                f"{self.blocks} for {len(self.heads)} layers."
+            )
 
     @property
     def layers(self) -> np.ndarray:
@@ -71,27 +86,21 @@ class Scores:
         Raises:
             UserError: if they are not.
         """
-        ours = (
-            tuple(map(len, self.heads)),
-            tuple(map(len, self.neurons)),
+        heads, neurons = (
+            tuple(map(len, rows)) for rows in (self.heads, self.neurons)
         )
-        if ours != (config.num_heads, config.intermediate_sizes):
-            raise UserError(
-                f"The scores are of a model with heads {list(ours[0])} and "
-                f"neurons {list(ours[1])}; this one has "
-                f"{list(config.num_heads)} and "
-                f"{list(config.intermediate_sizes)}."
-            )
+        check_units("The scores are", heads, neurons, config)
 
     def save(self, path):
         """Writes the scores to an `.npz` file.
 
-        It holds `about` (JSON), `layers`, and `heads_{i}` and `neurons_{i}` of
-        each layer.
+        It holds `about` (JSON), `layers`, `blocks`, and `heads_{i}` and
+        `neurons_{i}` of each layer.
         """
         arrays = {
             "about": json.dumps(dict(self.about)),
             "layers": self.layers,
+            "blocks": self.blocks,
             "head_share": self.head_share,
         }
         for i, (heads, neurons) in enumerate(
@@ -115,6 +124,7 @@ class Scores:
             if not isinstance(about, dict):
                 raise TypeError("`about` is no JSON object")
             return cls(
+                blocks=arrays.pop("blocks"),
                 about=about,
                 head_share=float(arrays.pop("head_share")),
                 **{
@@ -140,6 +150,27 @@ class Scores:
             raise UserError(f"{path}: {error}") from error
         except ValueError as error:
             raise _no_scores(path, error) from error
+
+
+def check_units(what, num_heads, intermediate_sizes, config):
+    """Checks that something is of a model of this shape.
+
+    Args:
+        what: str. Such as "The scores are".
+        num_heads: tuple of ints. Heads in each layer of that model.
+        intermediate_sizes: tuple of ints. Neurons in each layer of it.
+        config: BertConfig.
+
+    Raises:
+        UserError: if it is not.
+    """
+    ours = config.num_heads, config.intermediate_sizes
+    if ours != (num_heads, intermediate_sizes):
+        raise UserError(
+            f"{what} of a model with heads {list(num_heads)} and neurons "
+            f"{list(intermediate_sizes)}; this one has {list(ours[0])} and "
+            f"{list(ours[1])}."
+        )
 
 
 def _no_scores(path, error):
@@ -189,7 +220,9 @@ def taylor_scores(
         neurons=tuple(
             importance(i, "intermediate").sum(0)
             + importance(i, "output").sum(1)
-            for i in range(config.num_layers)
+            if size
+            else np.zeros(0)
+            for i, size in enumerate(config.intermediate_sizes)
         ),
         about=about or {},
         # Of its four matrices, the attention output's.
@@ -209,11 +242,7 @@ def magnitude_scores(
         weights: dict from canonical name to array.
         about: dict. See `Scores`.
     """
-    ones = {
-        f"layer_{i}_{part}/kernel": np.float64(1.0)
-        for i in range(config.num_layers)
-        for part in SCORED_PARTS
-    }
+    ones = dict.fromkeys(weights, np.float64(1.0))
     return taylor_scores(config, weights, ones, about)
 
 

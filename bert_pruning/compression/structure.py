@@ -11,6 +11,7 @@ import numpy as np
 
 from bert_pruning.compression import costs
 from bert_pruning.compression.importance import Scores
+from bert_pruning.compression.importance import check_units
 from bert_pruning.errors import UserError
 from bert_pruning.modeling.config import BertConfig
 from bert_pruning.modeling.files import read_json
@@ -20,7 +21,9 @@ from bert_pruning.modeling.files import read_json
 class Structure:
     """The units of a model that are kept.
 
-    A layer without a unit is dropped, its residual connections with it.
+    A layer without a unit is dropped, its residual connections with it. One
+    with heads but no neurons loses its feed-forward block and keeps the norm
+    behind it.
 
     Args:
         num_heads: tuple of ints. Heads in each layer of the whole model.
@@ -30,7 +33,7 @@ class Structure:
 
     Raises:
         UserError: if a unit does not exist or occurs twice, or a layer keeps
-            heads but no neurons or neurons but no heads, or nothing is kept.
+            neurons but no heads, or nothing is kept.
 
     Example:
 
@@ -63,11 +66,10 @@ class Structure:
                         f"given once each, in rising order. Received: {row}."
                     )
         for layer in range(len(self.num_heads)):
-            if bool(self.heads[layer]) != bool(self.neurons[layer]):
+            if self.neurons[layer] and not self.heads[layer]:
                 raise UserError(
-                    f"Layer {layer} must keep a head and a neuron at least, or "
-                    "neither, and is dropped then. Received: "
-                    f"{len(self.heads[layer])} heads, "
+                    f"Layer {layer} must keep one head at least, or no neuron "
+                    "either, and is dropped then. Received: no heads and "
                     f"{len(self.neurons[layer])} neurons."
                 )
         if not self.layers:
@@ -84,15 +86,9 @@ class Structure:
         Raises:
             UserError: if it is not.
         """
-        theirs = config.num_heads, config.intermediate_sizes
-        if (self.num_heads, self.intermediate_sizes) != theirs:
-            raise UserError(
-                "The structure is of a model with heads "
-                f"{list(self.num_heads)} and neurons "
-                f"{list(self.intermediate_sizes)}; this one has "
-                f"{list(config.num_heads)} and "
-                f"{list(config.intermediate_sizes)}."
-            )
+        check_units(
+            "The structure is", self.num_heads, self.intermediate_sizes, config
+        )
 
     def shrink(self, config: BertConfig) -> BertConfig:
         """Returns the shape of a model with the kept units alone."""

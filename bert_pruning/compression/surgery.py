@@ -34,13 +34,18 @@ _UNIT_AXES = {
 }
 
 
+# With the last neuron goes the output's bias too: the whole block.
+_FEED_FORWARD = ("intermediate", "output")
+
+
 def shrink(
     config: BertConfig, weights: Arrays, structure: Structure
 ) -> tuple[BertConfig, dict[str, np.ndarray]]:
     """Cuts everything out that a structure does not keep.
 
     The logits are those of the whole model with the outgoing weights of the
-    other units at zero; a dropped layer is skipped altogether.
+    other units at zero, and the output biases of layers that keep no neuron;
+    a dropped layer is skipped altogether.
 
     Args:
         config: BertConfig. The shape of the whole model.
@@ -74,6 +79,8 @@ def shrink(
             continue
         layer, part, weight = int(match[1]), match[2], match[3]
         if layer not in new_layer:
+            continue
+        if part in _FEED_FORWARD and not structure.neurons[layer]:
             continue
         unit, axis = _UNIT_AXES.get((part, weight), (None, None))
         if unit is not None:

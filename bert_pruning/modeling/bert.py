@@ -5,6 +5,7 @@ wrappers by canonical name, `layer name/weight name`, never by position.
 """
 
 import dataclasses
+import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -174,10 +175,8 @@ def _build_encoder(config):
     # On a matrix of all tokens, (batch * length, width): a Dense layer on
     # three dimensions computes shapes for longer than small products take.
     x = layers.FlattenTokens(name="tokens")(x)
-    for i, (num_heads, intermediate_size) in enumerate(
-        zip(config.num_heads, config.intermediate_sizes, strict=True)
-    ):
-        width = num_heads * config.head_size
+    for i, intermediate_size in enumerate(config.intermediate_sizes):
+        width = config.num_heads[i] * config.head_size
         query = _dense(config, width, f"layer_{i}_query")(x)
         key = _dense(config, width, f"layer_{i}_key")(x)
         value = _dense(config, width, f"layer_{i}_value")(x)
@@ -193,15 +192,9 @@ def _build_encoder(config):
         y = _dropout(config, f"layer_{i}_attention_dropout")(y)
         y = keras.layers.Add(name=f"layer_{i}_attention_add")([x, y])
         x = _norm(config, f"layer_{i}_attention_norm")(y)
-        y = _dense(config, intermediate_size, f"layer_{i}_intermediate")(x)
-        y = keras.layers.Activation(
-            activation_function(config.hidden_act),
-            name=f"layer_{i}_activation",
-        )(y)
-        y = _dense(config, config.hidden_size, f"layer_{i}_output")(y)
-        y = _dropout(config, f"layer_{i}_output_dropout")(y)
-        y = keras.layers.Add(name=f"layer_{i}_output_add")([x, y])
-        x = _norm(config, f"layer_{i}_output_norm")(y)
+        if intermediate_size:
+            x = _feed_forward(config, i, x)
+        x = _norm(config, f"layer_{i}_output_norm")(x)
         states = layers.UnflattenTokens(name=f"layer_{i}_states")([x, mask])
         hidden_states.append(states)
         attention_scores.append(scores)
@@ -211,6 +204,17 @@ def _build_encoder(config):
         attention_scores,
         word_embeddings,
     )
+
+
+def _feed_forward(config, i, x):
+    width = config.intermediate_sizes[i]
+    y = _dense(config, width, f"layer_{i}_intermediate")(x)
+    y = keras.layers.Activation(
+        activation_function(config.hidden_act), name=f"layer_{i}_activation"
+    )(y)
+    y = _dense(config, config.hidden_size, f"layer_{i}_output")(y)
+    y = _dropout(config, f"layer_{i}_output_dropout")(y)
+    return keras.layers.Add(name=f"layer_{i}_output_add")([x, y])
 
 
 def _initializer(config):
@@ -257,16 +261,13 @@ def encoder_kernels(config: BertConfig):
     Six per layer: query, key, value, attention output, intermediate and
     output; 72 matrices for BERT-base.
     """
+    attention = ("query", "key", "value", "attention_output")
     return tuple(
         f"layer_{i}_{part}/kernel"
-        for i in range(config.num_layers)
+        for i, neurons in enumerate(config.intermediate_sizes)
         for part in (
-            "query",
-            "key",
-            "value",
-            "attention_output",
-            "intermediate",
-            "output",
+            *attention,
+            *(("intermediate", "output") if neurons else ()),
         )
     )
 
@@ -298,6 +299,28 @@ def get_weights(model):
         name: variable.numpy()
         for name, variable in named_variables(model).items()
     }
+
+
+def draw_weights(model, names, stddev, seed):
+    """Draws new kernels, each a function of the seed and its name alone.
+
+    So a classifier begins alike on a whole model and on a part of it.
+
+    Args:
+        model: a model from `build_model`, wrapped or not.
+        names: list of str. Canonical names; biases among them stay at zero.
+        stddev: float. Of the normal distribution, cut off at twice that.
+        seed: int.
+    """
+    variables = named_variables(model)
+    for name in names:
+        if name.endswith("/kernel"):
+            seeds = [seed, zlib.crc32(name.encode()) & 0x7FFFFFFF]
+            variables[name].assign(
+                tf.random.stateless_truncated_normal(
+                    variables[name].shape, seeds, stddev=stddev
+                )
+            )
 
 
 def set_weights(model, weights, initialized=("classifier",)):

@@ -55,7 +55,7 @@ class BertConfig:
         head_size: int. Width of one attention head.
         num_heads: tuple of ints. Attention heads, one entry per layer.
         intermediate_sizes: tuple of ints. Feed-forward neurons, one entry per
-            layer.
+            layer. 0: the layer has no feed-forward block, but its norm.
         hidden_act: str. Feed-forward activation: "gelu" (erf, as Hugging
             Face), "gelu_new" (tanh approximation, as the official code),
             "relu", "tanh" or "linear".
@@ -123,12 +123,15 @@ class BertConfig:
         }
         for layer in range(self.num_layers):
             sizes[f"num_heads[{layer}]"] = self.num_heads[layer]
-            sizes[f"intermediate_sizes[{layer}]"] = self.intermediate_sizes[
-                layer
-            ]
         if self.embedding_rank is not None:
             sizes["embedding_rank"] = self.embedding_rank
         _check_sizes(sizes)
+        for layer, size in enumerate(self.intermediate_sizes):
+            if not isinstance(size, int) or size < 0:
+                raise UserError(
+                    f"intermediate_sizes[{layer}] must be a whole number, 0 "
+                    f"without a feed-forward block. Received: {size!r}."
+                )
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(
                 f"hidden_act must be one of {', '.join(ACTIVATIONS)}. "
@@ -162,6 +165,7 @@ class BertConfig:
         return (
             len(set(self.num_heads)) <= 1
             and len(set(self.intermediate_sizes)) <= 1
+            and 0 not in self.intermediate_sizes
             and all(
                 heads * self.head_size == self.hidden_size
                 for heads in self.num_heads

@@ -275,11 +275,13 @@ def weight_table(config: BertConfig, file_format: str):
         layer_name = names[column]
         if ours == "embedding_projection" and not config.embedding_rank:
             continue
+        sizes = _dimensions(config, i)
+        if 0 in (sizes[dimension] for dimension in dimensions):
+            continue  # The layer has no feed-forward block.
         for part, *part_names, transposed_in in _PARTS[kind]:
             part_name = part_names[column]
             if layer_name is None or part_name is None:
                 continue
-            sizes = _dimensions(config, i)
             shape = tuple(sizes[dimension] for dimension in dimensions)
             rows.append(
                 Weight(

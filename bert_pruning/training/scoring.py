@@ -128,30 +128,38 @@ def score_by_taylor(model, config, batches, about=None):
     )
 
 
-def score_by_sensitivity(model, config, batches, about=None):
-    """Scores heads and neurons by the gradient of a gate on each.
+def score_by_sensitivity(
+    model, config, batches, about=None, sum_over="examples"
+):
+    """Scores heads, neurons and blocks by the gradient of a gate on each.
 
-    Think of every head's context and every neuron's activation as multiplied
-    by a gate of 1. The score is `sum |dL_x / dgate|` over the examples x, all
-    of a batch at once: an example's gate has the gradient of its activation
-    times the activation, summed over its tokens. Dropout is off.
+    Think of every head's context, every neuron's activation and the output of
+    every feed-forward block as multiplied by a gate of 1. The score is
+    `sum |dL_x / dgate|` over the examples x, all of a batch at once: an
+    example's gate has the gradient of what it multiplies times that value,
+    summed over its tokens. Dropout is off.
 
     Args:
         model: step.DistillationModel. It needs no optimizer.
         config: BertConfig. The student's shape.
         batches: pipeline.TrainBatches. One epoch is read.
         about: dict. See `importance.Scores`.
+        sum_over: str. "examples", or "tokens": a gate for each token, as the
+            code of Super Tickets has it, not its formula.
 
     Returns:
         `importance.Scores`.
 
-    Reference: [Are Sixteen Heads](https://arxiv.org/abs/1905.10650).
+    Reference: [Are Sixteen Heads](https://arxiv.org/abs/1905.10650),
+    [Super Tickets](https://arxiv.org/abs/2105.12002).
     """
     student = model.student
     depth = range(config.num_layers)
+    with_block = [i for i in depth if config.intermediate_sizes[i]]
     gated = {
         "heads": [f"layer_{i}_attention" for i in depth],
-        "neurons": [f"layer_{i}_activation" for i in depth],
+        "neurons": [f"layer_{i}_activation" for i in with_block],
+        "blocks": [f"layer_{i}_output" for i in with_block],
     }
     probe = keras.Model(
         student.inputs,
@@ -163,11 +171,14 @@ def score_by_sensitivity(model, config, batches, about=None):
             },
         ),
     )
+    sizes = {
+        "heads": config.num_heads,
+        "neurons": [config.intermediate_sizes[i] for i in with_block],
+        "blocks": [1] * len(with_block),
+    }
     totals = {
-        "heads": [tf.Variable(tf.zeros(n)) for n in config.num_heads],
-        "neurons": [
-            tf.Variable(tf.zeros(n)) for n in config.intermediate_sizes
-        ],
+        unit: [tf.Variable(tf.zeros(size)) for size in row]
+        for unit, row in sizes.items()
     }
 
     @tf.function(reduce_retracing=True)
@@ -189,18 +200,22 @@ def score_by_sensitivity(model, config, batches, about=None):
                 gate = tf.reshape(
                     value * gradient, [rows, length, total.shape[0], width]
                 )
-                gate = tf.abs(tf.reduce_sum(gate, [1, 3]))
-                total.assign_add(tf.reduce_sum(gate, 0))
+                gate = tf.reduce_sum(gate, 3)
+                if sum_over == "examples":
+                    gate = tf.reduce_sum(gate, 1, keepdims=True)
+                total.assign_add(tf.reduce_sum(tf.abs(gate), [0, 1]))
 
     for batch in _tensors(batches):
         add(batch)
-    return Scores(
-        **{
-            unit: tuple(np.asarray(total, np.float64) for total in rows)
-            for unit, rows in totals.items()
-        },
-        about=about or {},
+    heads, neurons, blocks = (
+        [total.numpy().astype(np.float64) for total in totals[unit]]
+        for unit in gated
     )
+    per_layer = [np.zeros(0)] * config.num_layers
+    of_blocks = np.zeros(config.num_layers)
+    for i, row, block in zip(with_block, neurons, blocks, strict=True):
+        per_layer[i], of_blocks[i] = row, block[0]
+    return Scores(tuple(heads), tuple(per_layer), of_blocks, about or {})
 
 
 def _tensors(batches):
