@@ -11,6 +11,7 @@ from bert_pruning.compression.sparsity import Sparsity
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.training.optimization import OPTIMIZERS
+from bert_pruning.training.optimization import AdamaxW
 from bert_pruning.training.optimization import AdamW
 from bert_pruning.training.optimization import WarmupSchedule
 from bert_pruning.training.optimization import build_optimizer
@@ -52,9 +53,27 @@ def adamw_oracle(weights, gradients, rates, decays, limit):
     return weights
 
 
+def adamax_oracle(weights, gradients, rates, decays, limit):
+    """MT-DNN's Adamax, written from its definition."""
+    weights = [w.astype(np.float64) for w in weights]
+    m = [np.zeros_like(w) for w in weights]
+    u = [np.zeros_like(w) for w in weights]
+    for rate, step in zip(rates, gradients, strict=True):
+        for i, g in enumerate(clip(step, limit)):
+            m[i] = 0.9 * m[i] + 0.1 * g
+            u[i] = np.maximum(0.999 * u[i], np.abs(g) + 1e-6)
+            update = m[i] / (u[i] + 1e-6) + decays[i] * weights[i]
+            weights[i] = weights[i] - rate * update
+    return weights
+
+
 @pytest.mark.parametrize(
     ("name", "oracle"),
-    [("bert_adam", bert_adam_oracle), ("adamw", adamw_oracle)],
+    [
+        ("bert_adam", bert_adam_oracle),
+        ("adamw", adamw_oracle),
+        ("adamax", adamax_oracle),
+    ],
 )
 def test_steps_equal_the_formula(name, oracle):
     random = np.random.default_rng(0)
@@ -96,7 +115,7 @@ def test_steps_equal_the_formula(name, oracle):
 
 def test_adamw_is_exactly_torchs_where_epsilon_rules():
     variable = tf.Variable([1.0])
-    optimizer = AdamW(1.0, weight_decay=None, **OPTIMIZERS["adamw"])
+    optimizer = AdamW(1.0, weight_decay=None, **OPTIMIZERS["adamw"][1])
     optimizer.apply_gradients([(tf.constant([1e-8]), variable)])
     # The corrected means are the gradient itself: 1e-8 / (1e-8 + 1e-8).
     assert variable.numpy()[0] == pytest.approx(0.5, rel=1e-5)
@@ -105,7 +124,7 @@ def test_adamw_is_exactly_torchs_where_epsilon_rules():
 def test_the_official_unit_test_converges():
     w = tf.Variable([0.1, -0.2, -0.1])
     target = tf.constant([0.4, 0.2, -0.5])
-    optimizer = AdamW(0.2, weight_decay=None, **OPTIMIZERS["bert_adam"])
+    optimizer = AdamW(0.2, weight_decay=None, **OPTIMIZERS["bert_adam"][1])
     for _ in range(100):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(target - w))
@@ -115,7 +134,7 @@ def test_the_official_unit_test_converges():
 
 def test_without_bias_correction_early_updates_are_large():
     variable = tf.Variable(0.0)
-    optimizer = AdamW(1.0, weight_decay=None, **OPTIMIZERS["bert_adam"])
+    optimizer = AdamW(1.0, weight_decay=None, **OPTIMIZERS["bert_adam"][1])
     updates, before = {}, 0.0
     for step in range(1, 1001):
         optimizer.apply_gradients([(tf.constant(1.0), variable)])
@@ -229,8 +248,48 @@ def test_wrong_settings_are_refused():
 
 def test_optimizer_and_schedule_are_serialisable():
     schedule = WarmupSchedule(5e-5, 100, 10, "official")
-    optimizer = AdamW(schedule, bias_correction=False, global_clipnorm=1.0)
-    copy = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
-    assert type(copy) is AdamW
-    assert copy.get_config() == optimizer.get_config()
-    assert not copy.bias_correction
+    for optimizer in (
+        AdamW(schedule, bias_correction=False, global_clipnorm=1.0),
+        AdamaxW(schedule, beta_2=0.5),
+    ):
+        copy = keras.optimizers.deserialize(
+            keras.optimizers.serialize(optimizer)
+        )
+        assert type(copy) is type(optimizer)
+        assert copy.get_config() == optimizer.get_config()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_masked_keeps_its_value_and_its_slots(name):
+    """Against an optimizer that never saw the masked entries."""
+    optimizer_class, options = OPTIMIZERS[name]
+    wide = tf.Variable([[1.0, 2.0, 3.0]])
+    whole, other = tf.Variable([4.0]), tf.Variable([5.0])
+    optimizer = optimizer_class(0.1, weight_decay=0.1, **options)
+    optimizer.build([wide, whole, other])
+    kept = tf.Variable([True, False, True])
+    switch = tf.Variable(True)
+    optimizer.mask_updates([(wide, lambda: kept), (whole, lambda: switch)])
+    gradients = [tf.constant([[0.3, 0.2, 0.1]]), *[tf.constant([0.5])] * 2]
+
+    @tf.function
+    def step():
+        variables = (wide, whole, other)
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+    step()
+    assert wide.numpy()[0, 1] == 2.0 and (wide.numpy() != 2.0).sum() == 2
+    before = [v.numpy() for v in (wide, whole, other, *optimizer.variables)]
+    kept.assign([False, True, True])
+    switch.assign(False)
+    step()
+    assert wide.numpy()[0, 0] == before[0][0, 0]
+    assert wide.numpy()[0, 1] != 2.0
+    assert whole.numpy() == before[1]
+    assert other.numpy() != before[2]
+    index = optimizer._index_dict[optimizer._var_key(wide)]
+    for slots in (optimizer._momentums, optimizer._velocities):
+        slot = slots[index].numpy()
+        theirs = [v for v in optimizer.variables if v is slots[index]]
+        assert len(theirs) == 1
+        assert slot[0, 1] != 0  # It has had one step now.

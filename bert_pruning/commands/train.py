@@ -66,8 +66,9 @@ def define_flags():
     flags.DEFINE_enum(
         "optimizer",
         "adamw",
-        ["adamw", "bert_adam"],
-        "AdamW, or the official BERT optimizer without bias correction.",
+        ["adamw", "bert_adam", "adamax"],
+        "AdamW, the official BERT optimizer without bias correction, or "
+        "MT-DNN's Adamax.",
     )
     real("weight_decay", 0.01, "Not on biases and layer norms.", 0.0)
     real("clip_norm", 1.0, "Largest global gradient norm; 0: none.", 0.0)

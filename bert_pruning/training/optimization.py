@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules for fine-tuning BERT.
 
-One optimizer class serves both recipes: AdamW, and the official BERT
-optimizer, which is AdamW without bias correction.
+One class serves both AdamW and the official BERT optimizer, which is AdamW
+without bias correction; MT-DNN's Adamax is the other.
 """
 
 import tensorflow as tf
@@ -89,8 +89,94 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
+class _DecayedOptimizer(keras.optimizers.Optimizer):
+    """Two slots for each variable, and weight decay within the update."""
+
+    def __init__(
+        self,
+        learning_rate,
+        weight_decay,
+        beta_1,
+        beta_2,
+        epsilon,
+        global_clipnorm,
+        name,
+        **kwargs,
+    ):
+        # The fused kernel below gains nothing from XLA.
+        kwargs["jit_compile"] = False
+        super().__init__(name=name, global_clipnorm=global_clipnorm, **kwargs)
+        # Keras would decay in a pass of its own; see `update_step`.
+        self.decay = weight_decay or 0.0
+        self._learning_rate = self._build_learning_rate(learning_rate)
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self._masks = {}
+
+    def build(self, var_list):
+        super().build(var_list)
+        if getattr(self, "_built", False):
+            return
+        self._built = True
+        self._momentums = [
+            self.add_variable_from_reference(variable, "m")
+            for variable in var_list
+        ]
+        self._velocities = [
+            self.add_variable_from_reference(variable, "v")
+            for variable in var_list
+        ]
+
+    def mask_updates(self, masks):
+        """Lets an update leave parts of some variables and slots alone.
+
+        Args:
+            masks: list of pairs of a variable and a function that returns a
+                bool tensor: a scalar, or one that broadcasts to the variable.
+                It is called while a step is traced or run.
+        """
+        self._masks = {
+            self._var_key(variable): mask for variable, mask in masks
+        }
+
+    def update_step(self, gradient, variable):
+        index = self._index_dict[self._var_key(variable)]
+        rate = tf.cast(self.learning_rate, tf.float32)
+        decay = self.decay if self._use_weight_decay(variable) else 0.0
+        gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32)
+        state = variable, self._momentums[index], self._velocities[index]
+        mask = self._masks.get(self._var_key(variable))
+        mask = True if mask is None else tf.convert_to_tensor(mask())
+
+        def update():
+            self._update(gradient, *state, rate, decay)
+
+        if mask is True:
+            update()
+        elif mask.shape.rank == 0:
+            tf.cond(mask, update, lambda: None)
+        else:
+            before = [tf.identity(each) for each in state]
+            update()
+            for each, old in zip(state, before, strict=True):
+                each.assign(tf.where(mask, each, old))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "learning_rate": self._serialize_hyperparameter(
+                self._learning_rate
+            ),
+            "weight_decay": self.decay,
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+        }
+
+
 @_register
-class AdamW(keras.optimizers.Optimizer):
+class AdamW(_DecayedOptimizer):
     """Adam with decoupled weight decay, with or without bias correction.
 
     Without bias correction this is the official BERT optimizer: the first
@@ -128,36 +214,16 @@ class AdamW(keras.optimizers.Optimizer):
         name="AdamW",
         **kwargs,
     ):
-        # The fused kernel below gains nothing from XLA.
-        kwargs["jit_compile"] = False
-        super().__init__(name=name, global_clipnorm=global_clipnorm, **kwargs)
-        # Keras would decay in a pass of its own; see `update_step`.
-        self.decay = weight_decay or 0.0
-        self._learning_rate = self._build_learning_rate(learning_rate)
+        super().__init__(
+            *(learning_rate, weight_decay, beta_1, beta_2, epsilon),
+            *(global_clipnorm, name),
+            **kwargs,
+        )
         self.bias_correction = bias_correction
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
 
-    def build(self, var_list):
-        super().build(var_list)
-        if getattr(self, "_built", False):
-            return
-        self._built = True
-        self._momentums = [
-            self.add_variable_from_reference(variable, "m")
-            for variable in var_list
-        ]
-        self._velocities = [
-            self.add_variable_from_reference(variable, "v")
-            for variable in var_list
-        ]
-
-    def update_step(self, gradient, variable):
-        index = self._index_dict[self._var_key(variable)]
-        rate = tf.cast(self.learning_rate, tf.float32)
-        if self.decay and self._use_weight_decay(variable):
-            variable.assign(variable * (1.0 - rate * self.decay))
+    def _update(self, gradient, variable, momentum, velocity, rate, decay):
+        if decay:
+            variable.assign(variable * (1.0 - rate * decay))
         powers = (0.0, 0.0)
         if self.bias_correction:
             step = tf.cast(self.iterations + 1, tf.float32)
@@ -169,29 +235,78 @@ class AdamW(keras.optimizers.Optimizer):
         # correction is exactly 1. It adds epsilon to the uncorrected root.
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=self._momentums[index].handle,
-            v=self._velocities[index].handle,
+            m=momentum.handle,
+            v=velocity.handle,
             beta1_power=powers[0],
             beta2_power=powers[1],
             lr=rate,
             beta1=self.beta_1,
             beta2=self.beta_2,
             epsilon=self.epsilon * tf.sqrt(1.0 - powers[1]),
-            grad=tf.cast(tf.convert_to_tensor(gradient), tf.float32),
+            grad=gradient,
         )
 
     def get_config(self):
         return {
             **super().get_config(),
-            "learning_rate": self._serialize_hyperparameter(
-                self._learning_rate
-            ),
-            "weight_decay": self.decay,
             "bias_correction": self.bias_correction,
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
         }
+
+
+@_register
+class AdamaxW(_DecayedOptimizer):
+    """Adamax with decoupled weight decay and no bias correction, as MT-DNN's.
+
+    With the gradient g, `m = beta_1 m + (1 - beta_1) g` and
+    `u = max(beta_2 u, |g| + epsilon)`, a weight w moves by
+    `-rate * (m / (u + epsilon) + decay * w)`.
+
+    Args:
+        learning_rate: float or schedule.
+        weight_decay: float. Share of the weight removed per step, in units
+            of the learning rate; 0 switches it off.
+        beta_1: float. Decay of the mean of the gradients.
+        beta_2: float. Decay of their largest magnitude.
+        epsilon: float.
+        global_clipnorm: float or None. Largest norm of all gradients
+            together.
+
+    Example:
+
+    ```python
+    optimizer = AdamaxW(5e-5, global_clipnorm=1.0)
+    ```
+
+    Reference: [Adam](https://arxiv.org/abs/1412.6980), section 7.1;
+    [MT-DNN](https://arxiv.org/abs/1901.11504).
+    """
+
+    def __init__(
+        self,
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-6,
+        global_clipnorm=None,
+        name="AdamaxW",
+        **kwargs,
+    ):
+        super().__init__(
+            *(learning_rate, weight_decay, beta_1, beta_2, epsilon),
+            *(global_clipnorm, name),
+            **kwargs,
+        )
+
+    def _update(self, gradient, variable, momentum, velocity, rate, decay):
+        momentum.assign_add((gradient - momentum) * (1.0 - self.beta_1))
+        velocity.assign(
+            tf.maximum(self.beta_2 * velocity, tf.abs(gradient) + self.epsilon)
+        )
+        step = momentum / (velocity + self.epsilon)
+        if decay:
+            step += decay * variable
+        variable.assign_sub(rate * step)
 
 
 def split_decay(model):
@@ -251,8 +366,9 @@ def build_optimizer(
 
     Args:
         model: a model from `build_model`, wrapped or not.
-        name: "adamw" (bias-corrected, epsilon 1e-8 as in PyTorch) or
-            "bert_adam" (the official one: uncorrected, epsilon 1e-6).
+        name: "adamw" (bias-corrected, epsilon 1e-8 as in PyTorch),
+            "bert_adam" (the official one: uncorrected, epsilon 1e-6) or
+            "adamax" (MT-DNN's).
         schedule: learning-rate schedule.
         weight_decay: float. 0 switches it off.
         global_clipnorm: float. Largest norm of all gradients together; 0
@@ -270,11 +386,12 @@ def build_optimizer(
             f"--optimizer must be one of {', '.join(OPTIMIZERS)}. "
             f"Received: {name!r}."
         )
-    optimizer = AdamW(
+    optimizer_class, options = OPTIMIZERS[name]
+    optimizer = optimizer_class(
         schedule,
         weight_decay=weight_decay,
         global_clipnorm=global_clipnorm or None,
-        **OPTIMIZERS[name],
+        **options,
     )
     _, excluded = split_decay(model)
     optimizer.exclude_from_weight_decay(var_list=list(excluded.values()))
@@ -285,6 +402,7 @@ def build_optimizer(
 
 
 OPTIMIZERS = {
-    "adamw": {"bias_correction": True, "epsilon": 1e-8},
-    "bert_adam": {"bias_correction": False, "epsilon": 1e-6},
+    "adamw": (AdamW, {"bias_correction": True, "epsilon": 1e-8}),
+    "bert_adam": (AdamW, {"bias_correction": False, "epsilon": 1e-6}),
+    "adamax": (AdamaxW, {}),
 }
