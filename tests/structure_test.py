@@ -175,6 +175,12 @@ class TestFile:
         structure = keep_top(CONFIG, SCORES, 1, 2, 1)
         structure.save(tmp_path / "structure.json")
         assert Structure.load(tmp_path / "structure.json") == structure
+        text = (tmp_path / "structure.json").read_text()
+        assert json.loads(text)["heads"] == [[1, 3], []]
+        keep_top(CONFIG).save(tmp_path / "structure.json")
+        assert Structure.load(tmp_path / "structure.json") == keep_top(CONFIG)
+        text = (tmp_path / "structure.json").read_text()
+        assert json.loads(text)["neurons"] == ["all", "all"]
 
     @pytest.mark.parametrize(
         ("text", "message"),

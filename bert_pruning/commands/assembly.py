@@ -3,6 +3,7 @@
 Imports TensorFlow, so `train` imports it late, after the flags are read.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -13,6 +14,7 @@ from absl import flags
 from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
+from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import pruning_flags
 from bert_pruning.compression import pruning
 from bert_pruning.compression.structure import Structure
@@ -44,7 +46,7 @@ def train():
         UserError: for wrong input, before any long work.
         trainer.Interrupted: after Ctrl-C, with the state saved.
     """
-    strategy = _prepare_device()
+    strategy = prepare_device()
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     task = shared.find_training_task("train on")
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
@@ -53,12 +55,18 @@ def train():
     if FLAGS.structure:
         structure = Structure.load(FLAGS.structure)
         checkpoint = inputs.cut(checkpoint, structure)
+    dropout, _ = multitask_flags.classifier_dropouts()
+    if dropout is not None:
+        config = dataclasses.replace(
+            checkpoint.config, classifier_dropout=dropout
+        )
+        checkpoint = dataclasses.replace(checkpoint, config=config)
     pruning_flags.check_model(checkpoint.config)
     teacher = inputs.load_teacher(checkpoint, task)
     if teacher is not None:
         pruning_flags.check_teacher(checkpoint.config, teacher[0])
     dev_sets, batches = _read_data(task, tokenizer)
-    plan = _plan(batches)
+    plan = plan_for(batches)
     builder = _ModelBuilder(
         task,
         plan.num_steps,
@@ -96,7 +104,9 @@ def train():
             ", resumed" if run.is_resumed else "",
         )
         with Summaries(
-            run.path("events"), shared.flags_as_text(), _hyperparameters(task)
+            run.path("events"),
+            shared.flags_as_text(),
+            hyperparameters(task.title),
         ) as summaries:
             results = trainer.Trainer(
                 # Not kept here: when it is cut, it is to go.
@@ -174,25 +184,15 @@ class _ModelBuilder:
             jit_compile=FLAGS.jit_compile,
             config=config,
         )
-        model.compile(_build_optimizer(student, self.num_steps, start))
+        model.compile(build_optimizer(student, self.num_steps, start))
         return model
 
 
 def _read_data(task, tokenizer):
     """Returns the dev sets, by the suffix of their metrics, and the batches."""
     # The small sets first: a missing one is noticed before the long work.
-    dev_sets = {
-        split.removeprefix("dev").strip("_"): inputs.read_encoded(
-            task, split, tokenizer
-        )[1]
-        for split in task.splits
-        if split.startswith("dev")
-    }
-    shared_options = {
-        "batch_size": FLAGS.train_batch_size,
-        "seed": FLAGS.seed,
-        "pad_multiple": _pad_multiple(),
-    }
+    dev_sets = read_dev_sets(task, tokenizer)
+    shared_options = batch_options()
     if FLAGS.aug_train is None:
         _, train_set = inputs.read_encoded(task, "train", tokenizer)
         return dev_sets, pipeline.TrainBatches(train_set, **shared_options)
@@ -218,6 +218,26 @@ def _read_data(task, tokenizer):
     return dev_sets, batches
 
 
+def read_dev_sets(task, tokenizer):
+    """Returns the encoded dev sets, by the suffix of their metrics."""
+    return {
+        split.removeprefix("dev").strip("_"): inputs.read_encoded(
+            task, split, tokenizer
+        )[1]
+        for split in task.splits
+        if split.startswith("dev")
+    }
+
+
+def batch_options():
+    """Returns how the flags make batches of training examples."""
+    return {
+        "batch_size": FLAGS.train_batch_size,
+        "seed": FLAGS.seed,
+        "pad_multiple": _pad_multiple(),
+    }
+
+
 def _pad_multiple():
     if FLAGS.jit_compile:
         return 32  # XLA compiles each length anew.
@@ -226,7 +246,8 @@ def _pad_multiple():
     return 8 if gpus or FLAGS.mixed_precision != "float32" else 1
 
 
-def _build_optimizer(student, num_steps, start):
+def build_optimizer(student, num_steps, start=0):
+    """Builds the optimizer of the flags; see `optimization`."""
     schedule = optimization.WarmupSchedule(
         FLAGS.learning_rate,
         num_steps,
@@ -301,7 +322,8 @@ def _judge_teacher(teacher, task, dataset):
         )
 
 
-def _plan(batches):
+def plan_for(batches):
+    """Returns when what happens, by the flags and an epoch's length."""
     num_steps = FLAGS.max_steps
     if num_steps is None:
         num_steps = round(batches.num_batches * FLAGS.num_train_epochs)
@@ -320,7 +342,7 @@ def _plan(batches):
     )
 
 
-def _prepare_device():
+def prepare_device():
     """Sets precision and GPU memory growth; returns the strategy."""
     if inputs.find_gpus():
         # Without it, sums on a GPU change from run to run.
@@ -333,7 +355,8 @@ def _prepare_device():
     return tf.distribute.get_strategy()
 
 
-def _hyperparameters(task):
+def hyperparameters(title):
+    """Returns what TensorBoard compares runs of these tasks by."""
     names = (
         "learning_rate",
         "train_batch_size",
@@ -344,6 +367,6 @@ def _hyperparameters(task):
         "sparsity",
     )
     values = {name: FLAGS[name].value for name in names}
-    values["task_name"] = task.title
+    values["task_name"] = title
     values["distill"] = ",".join(FLAGS.distill)
     return {name: v for name, v in values.items() if v is not None}

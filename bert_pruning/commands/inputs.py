@@ -11,6 +11,7 @@ from absl import flags
 
 from bert_pruning.commands import flags as shared
 from bert_pruning.compression import surgery
+from bert_pruning.compression.structure import Structure
 from bert_pruning.data import pipeline
 from bert_pruning.data import tasks
 from bert_pruning.data.tokenization import BertTokenizer
@@ -43,7 +44,63 @@ def load_checkpoint(path):
     for note in checkpoint.notes:
         shared.LOG.info("%s: %s", path, note)
     shared.check_length(checkpoint.config)
+    if checkpoint.tasks:
+        return _of_one_task(checkpoint)
     return checkpoint
+
+
+def _of_one_task(checkpoint):
+    """The part of a run of several tasks for the flags' one.
+
+    For another task, or several, it is the encoder that they share.
+    """
+    names = ", ".join(checkpoint.tasks)
+    if not FLAGS.task_name:
+        raise UserError(
+            f"{checkpoint.path} was trained on {names}. Say which by "
+            "--task_name."
+        )
+    name = FLAGS.task_name
+    if "," not in name and not shared.is_custom():
+        name = tasks.get_task(name).model_task
+    if name in checkpoint.tasks:
+        return task_part(checkpoint, name)
+    shared.LOG.info(
+        "%s was trained on %s; its encoder alone is taken.",
+        checkpoint.path,
+        names,
+    )
+    return dataclasses.replace(
+        checkpoint, weights=_without_classifiers(checkpoint.weights), tasks={}
+    )
+
+
+def _without_classifiers(weights):
+    return {
+        name: array
+        for name, array in weights.items()
+        if not name.startswith("classifier_")
+    }
+
+
+def task_part(checkpoint, name):
+    """Returns the model of one task of a run of several, cut to its ticket.
+
+    Args:
+        checkpoint: Checkpoint.
+        name: str. The task's.
+    """
+    about = checkpoint.tasks[name]
+    weights = _without_classifiers(checkpoint.weights)
+    for part in ("kernel", "bias"):
+        stored = checkpoint.weights[f"classifier_{name}/{part}"]
+        weights[f"classifier/{part}"] = stored
+    part = dataclasses.replace(
+        checkpoint, weights=weights, task=about["task"], tasks={}
+    )
+    if about["structure"] is None:
+        return part
+    return cut(part, Structure.from_dict(about["structure"], checkpoint.path))
 
 
 def cut(checkpoint, structure):

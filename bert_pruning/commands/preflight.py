@@ -14,6 +14,7 @@ from absl import flags
 
 from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
+from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import pruning_flags
 from bert_pruning.commands import settings
 from bert_pruning.commands import train
@@ -125,7 +126,10 @@ def check_space(directory: str | os.PathLike, num_bytes: int) -> None:
 def train_flags() -> list[str]:
     """The names of the flags that `train` understands."""
     modules = FLAGS.flags_by_module_dict()
-    defining = (train, shared, distillation_flags, pruning_flags)
+    defining = (
+        *(train, shared, distillation_flags, pruning_flags),
+        multitask_flags,
+    )
     return [
         flag.name for module in defining for flag in modules[module.__name__]
     ]

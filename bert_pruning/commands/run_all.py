@@ -50,6 +50,8 @@ _DECIDED = {
     "seed": "use --seeds",
     "task_name": "use --tasks",
     "teacher_checkpoint": "the best fine-tuned run is the teacher",
+    "tickets": "`train` takes several tasks",
+    "sampling_temperature": "`train` takes several tasks",
     "structure": "cut the checkpoint first, by `shrink --keep_structure`",
 }
 

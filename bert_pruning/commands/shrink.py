@@ -28,6 +28,11 @@ def define_flags():
     flags.DEFINE_string("init_checkpoint", None, "The model.")
     flags.DEFINE_string("output_dir", None, "The folder above the new run's.")
     flags.DEFINE_bool("overwrite", False, "Replace the run of this shape.")
+    flags.DEFINE_string(
+        "task_name",
+        None,
+        "Of a run of several tasks: cuts this one's part out.",
+    )
     pruning_flags.define_scores()
     pruning_flags.define_shape()
     for name, cost in _RATIOS.items():
@@ -55,6 +60,13 @@ def main():
     from bert_pruning.training.run import Run
 
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
+    if checkpoint.tasks:
+        checkpoint = _part_of_task(checkpoint)
+    elif FLAGS.task_name:
+        raise UserError(
+            f"{checkpoint.path} is no run of several tasks; leave out "
+            f"--task_name={FLAGS.task_name}."
+        )
     structure = _find_structure(checkpoint)
     config, weights = surgery.shrink(
         checkpoint.config, checkpoint.weights, structure
@@ -112,7 +124,8 @@ def check_flags():
     if FLAGS.keep_structure and (FLAGS.num_layers or FLAGS.scores):
         extra = "num_layers" if FLAGS.num_layers else "scores"
         raise UserError(f"--keep_structure says what is kept, not --{extra}.")
-    if not (shape or FLAGS.num_layers or FLAGS.emb_hidden_dim):
+    cuts = (FLAGS.num_layers, FLAGS.emb_hidden_dim, FLAGS.task_name)
+    if not (shape or any(cuts)):
         raise UserError(
             "What shall be cut? Give --keep_heads, --num_layers, "
             "--ffn_hidden_dim, --emb_hidden_dim, --mac_ratio, --param_ratio "
@@ -120,6 +133,20 @@ def check_flags():
         )
     if set(ways) & set(_RATIOS) and not FLAGS.scores:
         raise UserError(f"--{ways[0]} needs --scores, which `score` writes.")
+
+
+def _part_of_task(checkpoint):
+    from bert_pruning.commands import inputs
+    from bert_pruning.data import tasks
+
+    names = ", ".join(checkpoint.tasks)
+    name = FLAGS.task_name and tasks.get_task(FLAGS.task_name).name
+    if name not in checkpoint.tasks:
+        raise UserError(
+            f"{checkpoint.path} was trained on {names}. Say which by "
+            f"--task_name. Received: {name or 'none'}."
+        )
+    return inputs.task_part(checkpoint, name)
 
 
 def _find_structure(checkpoint):

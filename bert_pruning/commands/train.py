@@ -17,6 +17,7 @@ from absl import flags
 
 from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
+from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import pruning_flags
 from bert_pruning.errors import UserError
 
@@ -84,6 +85,7 @@ def define_flags():
     number("log_steps", 10, "Steps between TensorBoard scalars.", 1)
     distillation_flags.define()
     pruning_flags.define()
+    multitask_flags.define()
     shared.define_precision_flag(
         "variables stay float32, and float16 scales the loss dynamically."
     )
@@ -101,9 +103,11 @@ def main():
     check_flags()
     # Imports TensorFlow, so a wrong flag is answered before.
     from bert_pruning.commands import assembly
+    from bert_pruning.commands import multitask
 
+    train = multitask if multitask_flags.is_asked() else assembly
     try:
-        run = assembly.train()
+        run = train.train()
     except assembly.trainer.Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130
@@ -122,6 +126,7 @@ def check_flags():
     )
     distillation_flags.check()
     pruning_flags.check()
+    multitask_flags.check()
     if FLAGS.max_steps is None and FLAGS.num_train_epochs <= 0:
         raise UserError(
             "--num_train_epochs must be positive. Received: "

@@ -5,7 +5,9 @@ file. `surgery.shrink` cuts a model down to it.
 """
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,6 +17,9 @@ from bert_pruning.compression.importance import check_units
 from bert_pruning.errors import UserError
 from bert_pruning.modeling.config import BertConfig
 from bert_pruning.modeling.files import read_json
+
+# In files, every unit of a layer.
+_ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +104,60 @@ class Structure:
             intermediate_sizes=tuple(len(self.neurons[i]) for i in self.layers),
         )
 
+    def to_dict(self) -> dict:
+        """Plain values that JSON can hold; `from_dict` reads them."""
+        values = {
+            "num_heads": list(self.num_heads),
+            "intermediate_sizes": list(self.intermediate_sizes),
+        }
+        sizes = (self.num_heads, self.intermediate_sizes)
+        for unit, whole in zip(("heads", "neurons"), sizes, strict=True):
+            values[unit] = [
+                _ALL if row and len(row) == size else list(row)
+                for row, size in zip(getattr(self, unit), whole, strict=True)
+            ]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping, path: str) -> "Structure":
+        """Makes the structure that `to_dict` described.
+
+        Args:
+            values: dict.
+            path: str. Where it is from, for messages.
+
+        Raises:
+            UserError: if it describes none.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if sorted(values) != sorted(names):
+            raise UserError(
+                f"{path} is no structure: it needs the keys {', '.join(names)}."
+            )
+        try:
+            sizes = [_integers(values[name]) for name in names[:2]]
+            units = [
+                tuple(
+                    tuple(range(size)) if row == _ALL else _integers(row)
+                    for row, size in zip(
+                        values[name],
+                        itertools.chain(whole, itertools.repeat(0)),
+                        strict=False,
+                    )
+                )
+                for name, whole in zip(names[2:], sizes, strict=True)
+            ]
+        except TypeError as error:
+            raise UserError(
+                f"{path} is no structure: it needs lists of whole numbers "
+                f"({error})."
+            ) from error
+        return cls(*sizes, *units)
+
     def save(self, path):
         """Writes the structure as JSON."""
         with open(path, "w", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(self)) + "\n")
+            file.write(json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def load(cls, path):
@@ -111,24 +166,7 @@ class Structure:
         Raises:
             UserError: if the file is missing or holds no structure.
         """
-        values = read_json(path)
-        names = [field.name for field in dataclasses.fields(cls)]
-        if sorted(values) != sorted(names):
-            raise UserError(
-                f"{path} is no structure: it needs the keys {', '.join(names)}."
-            )
-        try:
-            sizes = {name: _integers(values[name]) for name in names[:2]}
-            units = {
-                name: tuple(_integers(row) for row in values[name])
-                for name in names[2:]
-            }
-        except TypeError as error:
-            raise UserError(
-                f"{path} is no structure: it needs lists of whole numbers "
-                f"({error})."
-            ) from error
-        return cls(**sizes, **units)
+        return cls.from_dict(read_json(path), path)
 
 
 def keep_top(

@@ -6,6 +6,7 @@ wrappers by canonical name, `layer name/weight name`, never by position.
 
 import dataclasses
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +17,11 @@ from bert_pruning.modeling import layers
 from bert_pruning.modeling.config import BertConfig
 
 
-def build_model(config: BertConfig, num_outputs: int | None = None):
+def build_model(
+    config: BertConfig,
+    num_outputs: int | Mapping[str, int] | None = None,
+    classifier_dropout: Mapping[str, float] | None = None,
+):
     """Builds a BERT encoder, with a classifier or regressor on top if asked.
 
     The inputs are `input_word_ids`, `input_mask` and `input_type_ids`, all
@@ -28,14 +33,18 @@ def build_model(config: BertConfig, num_outputs: int | None = None):
     - `attention_scores`: list of `num_layers` tensors `(batch, heads, length,
       length)`, scaled and masked, before the softmax.
     - `pooled_output`: `(batch, hidden_size)`.
-    - `logits`: `(batch, num_outputs)`, float32; only with `num_outputs`.
+    - `logits`: `(batch, num_outputs)`, float32; only with `num_outputs`. With
+      several tasks, a dict from each one's name.
 
     What a caller does not use costs nothing inside a `tf.function`.
 
     Args:
         config: BertConfig. The shape.
-        num_outputs: int or None. Width of the classifier; 1 for regression,
-            None for the bare encoder.
+        num_outputs: int, dict or None. Width of the classifier; 1 for
+            regression, None for the bare encoder. A dict from the name of each
+            of several tasks: their classifiers are `classifier_{name}`.
+        classifier_dropout: dict from the name of a task to float, or None.
+            Where it is not `config.classifier_dropout`.
 
     Returns:
         A `tf_keras.Model` with newly initialised weights.
@@ -70,14 +79,23 @@ def build_model(config: BertConfig, num_outputs: int | None = None):
         "attention_scores": encoder.attention_scores,
         "pooled_output": pooled,
     }
-    if num_outputs is not None:
-        logits = layers.Dropout(
-            config.classifier_dropout, name="classifier_dropout"
-        )(pooled)
-        logits = _dense(config, num_outputs, "classifier")(logits)
-        outputs["logits"] = keras.layers.Activation(
-            "linear", dtype=tf.float32, name="logits"
-        )(logits)
+
+    def classify(width, rate, suffix=""):
+        x = layers.Dropout(rate, name=f"classifier_dropout{suffix}")(pooled)
+        x = _dense(config, width, f"classifier{suffix}")(x)
+        return keras.layers.Activation(
+            "linear", dtype=tf.float32, name=f"logits{suffix}"
+        )(x)
+
+    rate = config.classifier_dropout
+    if isinstance(num_outputs, Mapping):
+        rates = classifier_dropout or {}
+        outputs["logits"] = {
+            task: classify(width, rates.get(task, rate), f"_{task}")
+            for task, width in num_outputs.items()
+        }
+    elif num_outputs is not None:
+        outputs["logits"] = classify(num_outputs, rate)
 
     return keras.Model(encoder.inputs, outputs, name="bert")
 
@@ -188,6 +206,7 @@ def _build_encoder(config):
             config.attention_probs_dropout_prob,
             name=f"layer_{i}_attention",
         )([scores, value])
+        y = layers.Gate(name=f"layer_{i}_head_gate")(y)
         y = _dense(config, config.hidden_size, f"layer_{i}_attention_output")(y)
         y = _dropout(config, f"layer_{i}_attention_dropout")(y)
         y = keras.layers.Add(name=f"layer_{i}_attention_add")([x, y])
@@ -213,6 +232,7 @@ def _feed_forward(config, i, x):
         activation_function(config.hidden_act), name=f"layer_{i}_activation"
     )(y)
     y = _dense(config, config.hidden_size, f"layer_{i}_output")(y)
+    y = layers.Gate(name=f"layer_{i}_block_gate")(y)
     y = _dropout(config, f"layer_{i}_output_dropout")(y)
     return keras.layers.Add(name=f"layer_{i}_output_add")([x, y])
 

@@ -39,6 +39,9 @@ class Checkpoint:
             vocabulary, always with an uncased one, unless a file of the
             checkpoint says that its texts are not.
         task: dict or None. The task block of a run: "name", "labels", ...
+        tasks: dict from name to dict. Of a run of several tasks, what it keeps
+            of each: "task" as above, and "structure", the part of the model
+            that the task uses, or None: all of it.
         source: str. "official", "huggingface", "run" or "preset".
         path: str. What was passed to `load_checkpoint`.
         notes: tuple of str. What a person should know: heads that are
@@ -53,6 +56,7 @@ class Checkpoint:
     source: str
     path: str
     notes: tuple[str, ...] = ()
+    tasks: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
     @property
     def new_layers(self):
@@ -94,7 +98,7 @@ def load_checkpoint(path: str):
     Reference: [the official models](https://github.com/google-research/bert).
     """
     path = os.fspath(path)
-    fields = {"do_lower_case": None, "task": None, "notes": ()}
+    fields = {"do_lower_case": None, "task": None, "notes": (), "tasks": {}}
     fields.update(_read(path))
     notes = list(fields["notes"])
     if "pooler/kernel" not in fields["weights"]:
@@ -150,6 +154,7 @@ def save_huggingface(
     vocabulary: Sequence[str],
     do_lower_case: bool,
     task: Mapping | None = None,
+    tasks: Mapping[str, Mapping] | None = None,
 ):
     """Saves a model as a Hugging Face checkpoint, which is also a run's.
 
@@ -168,6 +173,7 @@ def save_huggingface(
         do_lower_case: bool.
         task: mapping or None. JSON-serialisable; "labels" (empty for a
             regression) become the names of the classifier's outputs.
+        tasks: mapping or None. See `Checkpoint`.
 
     Raises:
         UserError: if the directory cannot be written to, or weights,
@@ -185,7 +191,7 @@ def save_huggingface(
     _check_vocabulary(config, vocabulary)
     with replaced_files(directory, last=[huggingface.CONFIG_FILE]) as partial:
         huggingface.write_huggingface(
-            partial, config, weights, vocabulary, do_lower_case, task
+            partial, config, weights, vocabulary, do_lower_case, task, tasks
         )
 
 

@@ -25,6 +25,7 @@ from bert_pruning.modeling.files import read_vocabulary
 from bert_pruning.modeling.files import require_files
 from bert_pruning.modeling.files import write_json
 from bert_pruning.modeling.files import write_vocabulary
+from bert_pruning.modeling.names import find_tasks
 from bert_pruning.modeling.torch_pickle import read_torch_tensors
 
 CONFIG_FILE = "config.json"
@@ -37,7 +38,13 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-_HEAD_PREFIXES = ("bert.", "cls.", "classifier.", "qa_outputs.")
+_HEAD_PREFIXES = (
+    "bert.",
+    "cls.",
+    "classifier.",
+    "classifiers.",
+    "qa_outputs.",
+)
 
 # Their classifier does not look at the pooled output, or not at one text.
 _OTHER_CLASSIFIERS = (
@@ -61,7 +68,7 @@ def read_huggingface(directory: str):
 
     Returns:
         A dict with `config`, `weights`, `vocabulary`, `do_lower_case` (None
-        where the files do not say), `task`, `source` and `notes`.
+        where the files do not say), `task`, `tasks`, `source` and `notes`.
 
     Raises:
         UserError: if a file is missing or broken, or the weights do not match
@@ -76,6 +83,7 @@ def read_huggingface(directory: str):
     with complaints_about(path):
         config = BertConfig.from_huggingface(values)
         task = _read_task(values)
+        tasks = _read_tasks(values)
     arrays = _read_arrays(directory)
     notes = _drop_foreign_heads(arrays, values.get("architectures") or ())
     rows = mapping.match_weights(
@@ -84,6 +92,12 @@ def read_huggingface(directory: str):
         "huggingface",
         directory,
     )
+    heads = find_tasks(arrays, "huggingface")
+    if set(heads) != set(tasks):
+        raise UserError(
+            f"{path} names the tasks {', '.join(tasks) or 'none'}, but there "
+            f"are classifiers for {', '.join(heads) or 'none'}."
+        )
     for row in rows:
         if arrays[row.stored_name].dtype.kind in "iub":
             raise UserError(
@@ -101,6 +115,7 @@ def read_huggingface(directory: str):
         "vocabulary": vocabulary,
         "do_lower_case": block.get("do_lower_case", lower_case),
         "task": task,
+        "tasks": tasks,
         "source": "run" if block else "huggingface",
         "notes": notes,
     }
@@ -113,6 +128,7 @@ def write_huggingface(
     vocabulary: Sequence[str],
     do_lower_case: bool,
     task: Mapping | None = None,
+    tasks: Mapping[str, Mapping] | None = None,
 ):
     """Writes a run: what `read_huggingface` reads back, and Transformers too.
 
@@ -129,6 +145,7 @@ def write_huggingface(
         values.update(_task_fields(weights["classifier/kernel"].shape[1], task))
     values["bert_pruning"].update(
         task=None if task is None else dict(task),
+        tasks={name: dict(values) for name, values in (tasks or {}).items()},
         do_lower_case=do_lower_case,
     )
     with open(os.path.join(directory, WEIGHT_FILES[0]), "wb") as file:
@@ -187,6 +204,15 @@ def _read_task(values):
     if not labels or any(label.startswith("LABEL_") for label in labels):
         return None
     return {"labels": labels}
+
+
+def _read_tasks(values):
+    """Returns what a run of several tasks says of each."""
+    tasks = values.get("bert_pruning", {}).get("tasks") or {}
+    check_object(tasks, "bert_pruning.tasks", CONFIG_FILE)
+    for name, entry in tasks.items():
+        check_object(entry, f"bert_pruning.tasks.{name}", CONFIG_FILE)
+    return tasks
 
 
 def _read_arrays(directory):

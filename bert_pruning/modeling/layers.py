@@ -19,6 +19,8 @@ MASK_VALUE = -10000.0
 
 _dropout_seed = contextvars.ContextVar("dropout_seed", default=None)
 
+_gates = contextvars.ContextVar("gates", default=None)
+
 _register = keras.utils.register_keras_serializable(package="bert_pruning")
 
 
@@ -44,6 +46,45 @@ def dropout_seed(seed):
         yield
     finally:
         _dropout_seed.reset(token)
+
+
+@contextlib.contextmanager
+def gates(values):
+    """Makes every `Gate` inside the block multiply by its value.
+
+    Args:
+        values: dict from a gate's name to a float tensor `(parts,)`. A gate
+            that is not named lets everything pass.
+
+    Example:
+
+    ```python
+    with gates({"layer_0_head_gate": tf.constant([1.0, 0.0])}):
+        outputs = model(inputs)  # without the second head of the first layer
+    ```
+    """
+    token = _gates.set(values)
+    try:
+        yield
+    finally:
+        _gates.reset(token)
+
+
+@_register
+class Gate(keras.layers.Layer):
+    """Multiplies each of some equal parts of the last axis by its gate.
+
+    The gates are those of the block `gates`; outside of one it does nothing.
+
+    Reference: [Super Tickets](https://arxiv.org/abs/2105.12002).
+    """
+
+    def call(self, inputs):
+        gate = (_gates.get() or {}).get(self.name)
+        if gate is None:
+            return inputs
+        gate = tf.cast(gate, inputs.dtype)
+        return inputs * tf.repeat(gate, inputs.shape[-1] // gate.shape[0])
 
 
 @_register

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from bert_pruning.errors import UserError
 from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.names import find_tasks
 from bert_pruning.modeling.names import is_harmless_extra
 from bert_pruning.modeling.names import weight_table
 
@@ -29,7 +30,8 @@ def match_weights(
         UserError: if a weight of the encoder or a part of a head is missing,
             a name is unknown or a shape differs. It names the weights.
     """
-    table = weight_table(config, file_format)
+    tasks = find_tasks(stored_shapes, file_format)
+    table = weight_table(config, file_format, tasks)
     groups = {
         row.group for row in table if row.stored_name in stored_shapes
     } | {None}
@@ -84,7 +86,7 @@ def stored_weights(config: BertConfig, weights: Mapping, file_format: str):
     Raises:
         UserError: if a weight is missing, unknown or of the wrong shape.
     """
-    table = weight_table(config, file_format)
+    table = weight_table(config, file_format, find_tasks(weights))
     by_name = {row.name: row for row in table}
     groups = {by_name[name].group for name in weights if name in by_name}
     missing = [

@@ -204,6 +204,9 @@ _OPTIONAL_GROUPS = {
     "span": "span",
 }
 
+# A model of several tasks has a classifier for each.
+_TASK_PREFIX = "classifier_"
+
 # What checkpoints are known to hold beside the weights of a BERT: optimizer
 # slots, counters, buffers that repeat a constant, and the tied decoder.
 HARMLESS_EXTRAS = {
@@ -257,12 +260,13 @@ class Weight:
         return np.ascontiguousarray(array, np.float32)
 
 
-def weight_table(config: BertConfig, file_format: str):
+def weight_table(config: BertConfig, file_format: str, tasks=()):
     """Returns the rows of the table for one model and one file format.
 
     Args:
         config: BertConfig. Says how many layers there are, and their shapes.
         file_format: str. "official", "huggingface" or "keras_hub".
+        tasks: sequence of str. Those that have a classifier each.
 
     Returns:
         A tuple of `Weight`, those of all possible heads included.
@@ -270,7 +274,7 @@ def weight_table(config: BertConfig, file_format: str):
     column = _FORMATS.index(file_format)
     separator = "." if file_format == "huggingface" else "/"
     rows = []
-    for i, template in _layer_templates(config):
+    for i, template in _layer_templates(config, tasks):
         ours, kind, dimensions, *names = template
         layer_name = names[column]
         if ours == "embedding_projection" and not config.embedding_rank:
@@ -293,7 +297,9 @@ def weight_table(config: BertConfig, file_format: str):
                     if part in ("kernel", "embeddings")
                     else shape[1:],
                     transposed=file_format in transposed_in,
-                    group=_OPTIONAL_GROUPS.get(ours),
+                    group=ours
+                    if ours.startswith(_TASK_PREFIX)
+                    else _OPTIONAL_GROUPS.get(ours),
                 )
             )
     return tuple(rows)
@@ -307,7 +313,26 @@ def is_harmless_extra(name, file_format):
     )
 
 
-def _layer_templates(config):
+def find_tasks(names, file_format=None):
+    """Returns the tasks whose classifiers are among some weights, in order.
+
+    Args:
+        names: iterable of str. Names of weights.
+        file_format: str or None. Whose names they are; None: ours.
+    """
+    start, end = _TASK_PREFIX, "/kernel"
+    if file_format is not None:
+        if file_format != "huggingface":
+            return ()
+        start, end = "classifiers.", ".weight"
+    return tuple(
+        name[len(start) : -len(end)]
+        for name in names
+        if name.startswith(start) and name.endswith(end)
+    )
+
+
+def _layer_templates(config, tasks):
     """Yields (encoder layer or None, row of _LAYERS) in graph order."""
     per_layer = [row for row in _LAYERS if "{i}" in row[0]]
     for row in _LAYERS:
@@ -317,6 +342,10 @@ def _layer_templates(config):
                     yield i, template
         elif "{i}" not in row[0]:
             yield None, row
+    for task in tasks:
+        dimensions = ("hidden", "any")
+        names = (None, f"classifiers.{task}", None)
+        yield None, (f"{_TASK_PREFIX}{task}", "head", dimensions, *names)
 
 
 def _dimensions(config, layer):

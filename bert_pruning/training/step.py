@@ -127,6 +127,13 @@ class DistillationModel(keras.Model):
                 total += match.weight * value
         return {"loss": total, **terms}
 
+    def begin_step(self, batch):
+        """Prepares for a step, outside of its graph.
+
+        Args:
+            batch: dict of arrays, with whatever else its batches tell.
+        """
+
     def train_step(self, batch, share=1.0):
         """Runs one optimizer step.
 

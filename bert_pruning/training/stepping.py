@@ -22,6 +22,7 @@ class Stepper:
     """
 
     def __init__(self, model, label_dtype, accumulation=1):
+        self.model = model
         self.accumulation = accumulation
         self.strategy = strategy = tf.distribute.get_strategy()
         matrix = tf.TensorSpec((None, None), tf.int32)
@@ -67,6 +68,7 @@ class Stepper:
         Returns:
             A dict of float32 scalars, the losses of the whole batch.
         """
+        self.model.begin_step(batch)
         size = len(batch["label"])
         pieces = np.array_split(np.arange(size), self.accumulation)
         pieces = [piece for piece in pieces if len(piece)]
