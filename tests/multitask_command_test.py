@@ -1,0 +1,277 @@
+"""Several tasks, trained and used as typed."""
+
+import numpy as np
+import pytest
+import tiny_runs
+from folders import contents
+
+from bert_pruning.compression import costs
+from bert_pruning.compression.structure import Structure
+from bert_pruning.modeling.checkpoints import load_checkpoint
+from bert_pruning.training import trainer
+from bert_pruning.training.run import read_results
+
+pytestmark = pytest.mark.usefixtures("eagerly")
+
+SHAPE = {"num_layers": 2, "num_heads": 4}
+TICKET = Structure(
+    (4, 4), (32, 32), ((0, 2), (0, 1, 2, 3)), ((), tuple(range(32)))
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with three tasks, a model, a ticket, and a run of all."""
+    folder = tmp_path_factory.mktemp("place")
+    data = folder / "data"
+    tiny_runs.write_sst2(data)
+    header = ["index", "sentence1", "sentence2", "score"]
+    write_pairs(data / "STS-B", header, lambda i: f"{i % 6}.0")
+    header = ["index", "sentence1", "sentence2", "label"]
+    names = ("entailment", "not_entailment")
+    write_pairs(data / "RTE", header, lambda i: names[i % 2])
+    tiny_runs.write_checkpoint(folder / "init", seed=1, **SHAPE)
+    TICKET.save(folder / "ticket.json")
+    status, out, err = train(folder, folder / "run")
+    assert status == 0, err
+    assert "eval_mean = " in out
+    return folder
+
+
+def write_pairs(folder, header, label):
+    folder.mkdir()
+    for seed, (split, count) in enumerate({"train": 20, "dev": 8}.items()):
+        texts, _ = tiny_runs.sentences(2 * count, seed)
+        rows = [
+            (i, texts[2 * i], texts[2 * i + 1], label(i)) for i in range(count)
+        ]
+        tiny_runs.write_table(folder / f"{split}.tsv", header, rows)
+    rows = [row[:3] for row in rows]
+    tiny_runs.write_table(folder / "test.tsv", header[:3], rows)
+
+
+def train(folder, output_dir, *flags):
+    return tiny_runs.run_command(
+        *("train", "--task_name=SST-2,stsb,RTE", f"--data_dir={folder}/data"),
+        *(f"--init_checkpoint={folder}/init", f"--output_dir={output_dir}"),
+        *(f"--tickets=SST-2:{folder}/ticket.json", *tiny_runs.QUICK),
+        *("--max_steps=30", "--eval_steps=15", *flags),
+    )
+
+
+def command(name, folder, *flags):
+    return tiny_runs.run_command(
+        *(name, f"--init_checkpoint={folder}/run", *flags)
+    )
+
+
+def data_flags(folder, task):
+    return (
+        *(f"--data_dir={folder}/data", f"--task_name={task}"),
+        "--max_seq_length=16",
+    )
+
+
+def test_a_run_holds_the_encoder_the_classifiers_and_the_tickets(place):
+    run = load_checkpoint(str(place / "run"))
+    init = load_checkpoint(str(place / "init"))
+    assert run.config == init.config
+    assert list(run.tasks) == ["SST-2", "STS-B", "RTE"]
+    shapes = {
+        name: run.weights[f"classifier_{name}/kernel"].shape
+        for name in run.tasks
+    }
+    assert shapes == {"SST-2": (16, 2), "STS-B": (16, 1), "RTE": (16, 2)}
+    assert run.tasks["RTE"]["structure"] is None
+    stored = run.tasks["SST-2"]["structure"]
+    assert Structure.from_dict(stored, "run") == TICKET
+    results = read_results(place / "run" / "eval_results.txt")
+    assert {
+        *("eval_accuracy_SST-2", "eval_spearman_STS-B", "eval_accuracy_RTE"),
+        *("eval_mean", "eval_loss", "global_step"),
+    } <= results.keys()
+
+
+def test_a_task_is_scored_as_while_it_trained(place):
+    results = read_results(place / "run" / "eval_results.txt")
+    for task, metric in (
+        ("SST-2", "eval_accuracy"),
+        ("STS-B", "eval_loss"),
+        ("RTE", "eval_accuracy"),
+    ):
+        status, out, err = command("evaluate", place, *data_flags(place, task))
+        assert status == 0, err
+        [line] = [x for x in out.splitlines() if x.startswith(f"{metric} =")]
+        value = float(line.split(" = ")[1])
+        assert value == pytest.approx(results[f"{metric}_{task}"], rel=1e-5)
+
+
+def test_a_task_is_predicted(place, tmp_path):
+    for task in ("SST-2", "STS-B"):
+        status, _, err = command(
+            *("predict", place, *data_flags(place, task)),
+            f"--output_dir={tmp_path}",
+        )
+        assert status == 0, err
+    assert (tmp_path / "SST-2.tsv").read_text().startswith("index\tprediction")
+    assert (tmp_path / "STS-B.tsv").exists()
+
+
+def test_a_task_s_part_is_cut_out(place, tmp_path):
+    status, out, err = command(
+        *("shrink", place, "--task_name=sst2", f"--output_dir={tmp_path}")
+    )
+    assert status == 0, err
+    path = out.splitlines()[-1].removeprefix("Run: ")
+    part = load_checkpoint(path)
+    assert part.config.num_heads == (2, 4)
+    assert part.config.intermediate_sizes == (0, 32)
+    assert part.task["name"] == "SST-2"
+    assert not part.tasks
+    flags = data_flags(place, "SST-2")
+    found = [
+        tiny_runs.run_command("evaluate", f"--init_checkpoint={x}", *flags)[1]
+        for x in (path, place / "run")
+    ]
+    lines = [
+        [x for x in out.splitlines() if x.startswith("eval_loss")]
+        for out in found
+    ]
+    assert lines[0] == lines[1] != []
+    status, _, err = tiny_runs.run_command(
+        *("score", f"--init_checkpoint={place}/run", *flags),
+        f"--output_dir={tmp_path}/scores",
+    )
+    assert status == 0, err
+
+
+def test_the_encoder_starts_another_task(place, tmp_path):
+    (place / "data" / "CoLA").mkdir(exist_ok=True)
+    for split in ("train", "dev"):
+        path = place / "data" / "CoLA" / f"{split}.tsv"
+        path.write_text("".join(f"x\t{i % 2}\t\tgood film\n" for i in range(8)))
+    status, _, err = tiny_runs.run_command(
+        *("train", *data_flags(place, "CoLA"), *tiny_runs.QUICK),
+        *(f"--init_checkpoint={place}/run", f"--output_dir={tmp_path}/run"),
+    )
+    assert status == 0, err
+    assert "its encoder alone is taken" in err
+    assert load_checkpoint(str(tmp_path / "run")).config.num_heads == (4, 4)
+    status, _, err = command("evaluate", place, *data_flags(place, "CoLA"))
+    assert status == 2
+    assert "has no classifier" in err
+
+
+def test_the_sizes_of_the_parts_are_told(place, tmp_path):
+    _, _, err = train(place, tmp_path / "run", "--max_steps=1")
+    config = load_checkpoint(str(place / "run")).config
+    whole = costs.parameters(config)
+    part = costs.parameters(TICKET.shrink(config))
+    assert f"SST-2 uses {part:,} of {whole:,} parameters" in err
+    assert "6 heads, 1 blocks" in err
+    mean = 100 * (part + 2 * whole) / 3 / whole
+    assert (
+        f"On average a task uses {mean:.2f} %, all tasks together 100.00"
+        in (err)
+    )
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(
+    place, tmp_path, monkeypatch
+):
+    flags = ("--max_steps=12", "--eval_steps=6", "--save_steps=4")
+    assert train(place, tmp_path / "whole", *flags)[0] == 0
+    original, steps = trainer.Trainer._run_step, []
+
+    class Crash(Exception):
+        pass
+
+    def crashing(self, batch):
+        steps.append(batch["task"])
+        if len(steps) == 10:
+            raise Crash
+        return original(self, batch)
+
+    monkeypatch.setattr(trainer.Trainer, "_run_step", crashing)
+    with pytest.raises(Crash):
+        train(place, tmp_path / "killed", *flags)
+    assert len(set(steps)) == 3
+    assert train(place, tmp_path / "killed", *flags)[0] == 0
+    whole, killed = (
+        load_checkpoint(str(tmp_path / name)).weights
+        for name in ("whole", "killed")
+    )
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, killed[name])
+
+
+def test_it_prunes_and_drops_out_as_asked(place, tmp_path):
+    status, _, err = train(
+        *(place, tmp_path / "run", "--pruning=magnitude", "--sparsity=0.5"),
+        *("--classifier_dropout=0.2,RTE:0.05", "--sampling_temperature=5"),
+        "--optimizer=adamax",
+    )
+    assert status == 0, err
+    run = load_checkpoint(str(tmp_path / "run"))
+    assert run.config.classifier_dropout == 0.2
+    kernel = run.weights["layer_0_query/kernel"]
+    assert (kernel == 0).mean() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tickets=CoLA:x"], "CoLA is not trained"),
+        (["--tickets=RTE"], "--tickets takes TASK:FILE. Received: 'RTE'"),
+        (["--tickets=RTE:x,rte:y"], "RTE is named twice"),
+        (["--tickets=RTE:nowhere"], "Cannot read nowhere"),
+        (["--task_name=SST-2,sst2", "--tickets="], "names SST-2 twice"),
+        (["--task_name=SST-2,x", "--tickets="], "Unknown task"),
+        (["--task_name=SST-2,AX", "--tickets="], "AX has no training data"),
+        (["--task_name=SST-2,custom", "--tickets="], "is trained alone"),
+        (["--task_name=SST-2,MRPC", "--tickets="], "MRPC"),
+        (["--task_name=SST-2"], "--tickets needs several tasks"),
+        (
+            ["--task_name=SST-2", "--tickets=", "--sampling_temperature=2"],
+            "--sampling_temperature needs several tasks",
+        ),
+        (["--sampling_temperature=0.5"], "must be 1 or more"),
+        (["--classifier_dropout=1"], "must lie in [0, 1)"),
+        (["--classifier_dropout=0.1,0.2"], "one rate for all tasks"),
+        (["--classifier_dropout=CoLA:0.1"], "CoLA is not trained"),
+        (["--structure=P/ticket.json"], "--structure is for one task"),
+        (
+            ["--teacher_checkpoint=P/run", "--distill=logits"],
+            "--teacher_checkpoint is for one task",
+        ),
+        (
+            ["--pruning=depth", "--num_layers=1", "--pruning_end=0.5"],
+            "--pruning=depth is for one task",
+        ),
+        (["--strategy=mirrored"], "on one device"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(place, tmp_path, flags, message):
+    flags = [flag.replace("P/", f"{place}/") for flag in flags]
+    status, _, err = train(place, tmp_path / "new", *flags)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "new" / "flags.cfg").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("evaluate", ["--data_dir=P/data"], "Say which by --task_name"),
+        ("shrink", ["--num_layers=1"], "Say which by --task_name"),
+        ("shrink", ["--task_name=CoLA"], "Received: CoLA"),
+    ],
+)
+def test_the_task_must_be_said(place, tmp_path, name, flags, message):
+    flags = [flag.replace("P/", f"{place}/") for flag in flags]
+    before = contents(place)
+    status, _, err = command(name, place, *flags, f"--output_dir={tmp_path}")
+    assert status == 2
+    assert message in err
+    assert contents(place) == before
