@@ -8,6 +8,7 @@
     tickets   draws winning, losing and random tickets from scores
     augment   makes more training data by replacing words
     recipe    runs a chain of commands
+    phases    compares trained tickets with the whole model
     report    counts parameters, zeros and bytes
     fetch     downloads official checkpoints and data sets
     run_all   trains every task at every learning rate, then prunes
@@ -42,6 +43,7 @@ COMMANDS = (
     "tickets",
     "augment",
     "recipe",
+    "phases",
     "report",
     "fetch",
     "run_all",

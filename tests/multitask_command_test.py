@@ -170,10 +170,8 @@ def test_the_sizes_of_the_parts_are_told(place, tmp_path):
     assert f"SST-2 uses {part:,} of {whole:,} parameters" in err
     assert "6 heads, 1 blocks" in err
     mean = 100 * (part + 2 * whole) / 3 / whole
-    assert (
-        f"On average a task uses {mean:.2f} %, all tasks together 100.00"
-        in (err)
-    )
+    assert f"On average a task uses {mean:.2f} %" in err
+    assert "all tasks together 100.00 %" in err
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(
@@ -263,7 +261,11 @@ def test_what_cannot_be_trained_is_refused(place, tmp_path, flags, message):
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("evaluate", ["--data_dir=P/data"], "Say which by --task_name"),
+        (
+            "evaluate",
+            ["--data_dir=P/data", "--max_seq_length=16"],
+            "Say which by --task_name",
+        ),
         ("shrink", ["--num_layers=1"], "Say which by --task_name"),
         ("shrink", ["--task_name=CoLA"], "Received: CoLA"),
     ],

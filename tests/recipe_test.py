@@ -59,6 +59,41 @@ def test_stages_are_read_with_their_placeholders(tmp_path):
     assert stages[1].arguments == ("--z=out/a", f"--file={tmp_path}/b.cfg")
 
 
+def test_a_name_with_placeholders_is_a_stage_for_each_value(tmp_path):
+    stages = read(
+        tmp_path,
+        "full_{seed}: train --seed={seed}\n"
+        "t_{seed}: tickets --scores={full_{seed}} --levels={level}\n"
+        "{level}-{seed}: train --structure={t_{seed}}/{level}.json --x={seed}\n"
+        "last: score --a={full_2}",
+        seed="1, 2",
+        level="10,28_2",
+    )
+    assert [stage.title for stage in stages] == [
+        *("full_1", "full_2", "t_1", "t_2"),
+        *("10-1", "10-2", "28_2-1", "28_2-2", "last"),
+    ]
+    found = {stage.title: stage.arguments for stage in stages}
+    assert found["full_2"] == ("--seed=2",)
+    assert found["t_1"] == ("--scores=out/full_1", "--levels=10,28_2")
+    assert found["28_2-1"] == ("--structure=out/t_1/28_2.json", "--x=1")
+    assert found["last"] == ("--a=out/full_2",)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, r":1: {seed} stands for nothing. Give --set=seed=..."),
+        ({"seed": ""}, r":1: {seed} names stages and needs words.*Received: "),
+        ({"seed": "1,a/b"}, "needs words"),
+        ({"seed": "1,1"}, "the name a_1 is taken"),
+    ],
+)
+def test_values_that_cannot_name_stages_are_refused(tmp_path, values, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, "a_{seed}: train", **values)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -56,11 +56,12 @@ def test_tickets_of_all_kinds_and_levels_are_written_at_once(place, tmp_path):
     )
     assert status == 0, err
     index = json.loads((tmp_path / "tickets" / "tickets.json").read_text())
+    index = index["tickets"]
     assert [entry["file"] for entry in index] == [
-        *("winning_1_0.json", "winning_4_1.json"),
-        *("losing_1_0.json", "losing_4_1.json"),
+        *("winning_1_0.json", "winning_60.json"),
+        *("losing_1_0.json", "losing_60.json"),
         *("random_1_0_seed1.json", "random_1_0_seed2.json"),
-        *("random_4_1_seed1.json", "random_4_1_seed2.json"),
+        *("random_60_seed1.json", "random_60_seed2.json"),
     ]
     config = load_checkpoint(str(place / "model")).config
     for entry in index:
@@ -99,14 +100,14 @@ def test_tickets_that_cannot_be_drawn_are_refused(place, flags, message):
 
 
 def test_a_ticket_is_trained_alone(place, tmp_path):
-    assert tickets(place, f"--output_dir={tmp_path}/t", "--levels=4/1")[0] == 0
+    assert tickets(place, f"--output_dir={tmp_path}/t", "--levels=60")[0] == 0
     # As good as no step: the new classifier is the whole model's.
     flags = ("--learning_rate=1e-12", f"--init_checkpoint={tmp_path}/pre")
     tiny_runs.write_checkpoint(tmp_path / "pre", seed=3, **SHAPE)
     found = {}
     for name, structure in {
         "whole": (),
-        "part": (f"--structure={tmp_path}/t/winning_4_1.json",),
+        "part": (f"--structure={tmp_path}/t/winning_60.json",),
     }.items():
         status, _, err = train(
             place, f"--output_dir={tmp_path}/{name}", *flags, *structure

@@ -13,13 +13,20 @@ with its flags but --output_dir:
 
 `{student}` is the output directory of that stage. `{task_name}`, `{data_dir}`,
 `{init_checkpoint}`, `{here}` (the recipe's folder), `{task}` (the task in lower
-case) and what --set gives are replaced likewise. Lines may be continued by a
-backslash; # begins a comment. All flags are checked before the first stage,
-finished stages are skipped, and a killed one is resumed.
+case) and what --set gives are replaced likewise. A name with placeholders is a
+stage for each of their values, which --set gives with commas between:
+
+    full_{seed}: train --seed={seed} --init_checkpoint={init_checkpoint}
+    scores_{seed}: score --init_checkpoint={full_{seed}}
+
+Lines may be continued by a backslash; # begins a comment. All flags are checked
+before the first stage, finished stages are skipped, and a killed one is
+resumed.
 """
 
 import dataclasses
 import importlib
+import itertools
 import multiprocessing
 import os
 import re
@@ -40,9 +47,11 @@ from bert_pruning.outputs import check_writable
 
 FLAGS = flags.FLAGS
 
-COMMANDS = ("train", "evaluate", "predict", "score", "shrink", "augment")
+COMMANDS = (
+    *("train", "evaluate", "predict", "score", "shrink", "tickets", "augment"),
+)
 
-_LINE = re.compile(r"([\w-]+)\s*:\s*(.*)")
+_LINE = re.compile(r"([\w{}-]+)\s*:\s*(.*)")
 _PLACEHOLDER = re.compile(r"\{([\w-]+)\}")
 
 
@@ -114,22 +123,26 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
                 f"{where}: expected NAME: COMMAND --flag=value. Received: "
                 f"{line}"
             )
-        name = match[1]
-        if values.get(name) is not None:
-            raise UserError(f"{where}: the name {name} is taken.")
         try:
             parts = shlex.split(match[2])
         except ValueError as error:
             raise UserError(f"{where}: {error}. Received: {line}") from error
-        # Filled after the split: values may hold spaces.
-        command, *arguments = [_fill(p, values, where) for p in parts] or [""]
-        if command not in COMMANDS:
-            raise UserError(
-                f"{where}: a stage runs one of {', '.join(COMMANDS)}. "
-                f"Received: {command!r}."
-            )
-        stages.append(Stage(name, output_dir / name, tuple(arguments), command))
-        values[name] = str(output_dir / name)
+        for choice in _choices(match[1], values, where):
+            name = _fill(match[1], choice, where)
+            if values.get(name) is not None:
+                raise UserError(f"{where}: the name {name} is taken.")
+            # Filled after the split: values may hold spaces.
+            command, *arguments = [
+                _fill(_choose(part, choice), values, where) for part in parts
+            ] or [""]
+            if command not in COMMANDS:
+                raise UserError(
+                    f"{where}: a stage runs one of {', '.join(COMMANDS)}. "
+                    f"Received: {command!r}."
+                )
+            directory = output_dir / name
+            stages.append(Stage(name, directory, tuple(arguments), command))
+            values[name] = str(directory)
     if not stages:
         raise UserError(f"{path} has no stages.")
     return stages
@@ -175,6 +188,32 @@ def _lines(path):
         pending = ""
     if pending:
         yield begun, pending
+
+
+def _choices(name, values, where):
+    """Yields the values of the placeholders in a name, in all combinations."""
+    names = list(dict.fromkeys(_PLACEHOLDER.findall(name)))
+    lists = [
+        [
+            choice.strip()
+            for choice in _fill(f"{{{n}}}", values, where).split(",")
+        ]
+        for n in names
+    ]
+    for found in itertools.product(*lists):
+        for n, choice in zip(names, found, strict=True):
+            if not re.fullmatch(r"[\w.-]+", choice):
+                raise UserError(
+                    f"{where}: {{{n}}} names stages and needs words with "
+                    f"commas between. Received: {values[n]}."
+                )
+        yield dict(zip(names, found, strict=True))
+
+
+def _choose(text, choice):
+    for name, value in choice.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
 
 
 def _fill(line, values, where):

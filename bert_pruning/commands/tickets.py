@@ -4,9 +4,10 @@ r"""Draws lottery tickets: heads and feed-forward blocks to train alone.
         --scores=scores/mrpc --levels=10,20,30 --kinds=winning,random \
         --output_dir=tickets/mrpc
 
-Then `train --structure=tickets/mrpc/winning_28_2.json`, from the pre-trained
+Then `train --structure=tickets/mrpc/winning_20.json`, from the pre-trained
 weights. A level is a percentage, or the numbers of heads and blocks that are
-left out, such as 28/2. `tickets.json` lists what was written.
+left out, such as 28/2, whose file is winning_28_2.json. `tickets.json` lists
+what was written.
 """
 
 import json
@@ -54,22 +55,26 @@ def main():
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
     config = checkpoint.config
-    levels = [tickets.Level.parse(text, config) for text in FLAGS.levels]
+    levels = {
+        text.strip().replace("/", "_"): tickets.Level.parse(text, config)
+        for text in FLAGS.levels
+    }
     scores = pruning_flags.load_scores(checkpoint) if FLAGS.scores else None
     drawn = []
     for kind in FLAGS.kinds:
-        for level in dict.fromkeys(levels):
+        for title, level in levels.items():
             for seed in seeds if kind == "random" else [None]:
                 ticket = tickets.draw_ticket(
                     config, level, kind, scores, seed or 0
                 )
-                drawn.append((kind, level, seed, ticket))
+                name = f"{kind}_{title}"
+                if seed is not None and len(seeds) > 1:
+                    name += f"_seed{seed}"
+                drawn.append((f"{name}.json", kind, level, seed, ticket))
     run.begin()
     index = []
     whole = costs.parameters(config)
-    for kind, level, seed, ticket in drawn:
-        suffix = "" if seed is None else f"_seed{seed}"
-        name = f"{kind}_{level.heads}_{level.blocks}{suffix}.json"
+    for name, kind, level, seed, ticket in drawn:
         with run.writing():
             ticket.save(run.path(name))
         left = costs.parameters(ticket.shrink(config)) / whole
@@ -87,7 +92,9 @@ def main():
             f"{level.blocks} blocks left out, {100 * left:.2f} % of the "
             "parameters left"
         )
-    run.write_text("tickets.json", json.dumps(index, indent=2) + "\n")
+    run.write_text(
+        "tickets.json", json.dumps({"tickets": index}, indent=2) + "\n"
+    )
     run.complete()
     print(f"Tickets: {run.directory}")
     return 0

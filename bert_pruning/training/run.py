@@ -32,6 +32,15 @@ RESUMABLE_FLAGS = frozenset(
 )
 
 
+# Files of a run that have a number or a level in their names.
+_FAMILIES = (
+    "train_aug-*-of-*",
+    "winning_*.json",
+    "losing_*.json",
+    "random_*.json",
+)
+
+
 class Run:
     """A run directory: new, to be resumed, or refused.
 
@@ -171,10 +180,12 @@ class Run:
             *("config.json", "model.safetensors", "tokenizer_config.json"),
             *("vocab.txt", "metrics.jsonl", "eval_results.txt", "flags.cfg"),
             *("scores.npz", "structure.json", "augment.json"),
+            *("phases.csv", "phases.md", "phases.png", "tickets.json"),
         ):
             self.path(name).unlink(missing_ok=True)
-        for path in self.directory.glob("train_aug-*-of-*"):
-            path.unlink()
+        for pattern in _FAMILIES:
+            for path in self.directory.glob(pattern):
+                path.unlink()
 
 
 def read_results(path):

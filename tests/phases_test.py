@@ -1,0 +1,173 @@
+"""Tickets are compared by what they leave, and chosen on other rows."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from bert_pruning.compression.structure import Structure
+from bert_pruning.delivery import phases
+from bert_pruning.delivery.phases import Row
+from bert_pruning.errors import UserError
+from bert_pruning.modeling.checkpoints import load_checkpoint
+from bert_pruning.training.run import read_results
+
+
+def row(kind, level, left, seed, dev, selection=0.0, reported=0.0, task="RTE"):
+    metric = "eval_accuracy"
+    return Row(task, kind, level, left, seed, metric, dev, selection, reported)
+
+
+ROWS = [
+    row("full", "0/0", 100.0, 1, 0.60, 0.61, 0.59),
+    row("full", "0/0", 100.0, 2, 0.64, 0.63, 0.65),
+    row("winning", "14/1", 93.2, 1, 0.66, 0.70, 0.62),
+    row("winning", "14/1", 93.2, 2, 0.66, 0.66, 0.66),
+    row("winning", "28/2", 86.4, 1, 0.70, 0.60, 0.80),
+    row("random", "14/1", 93.2, 1, 0.61),
+    row("losing", "14/1", 93.2, 1, 0.50),
+]
+
+
+def test_the_super_ticket_is_chosen_on_one_half_and_reported_on_the_other():
+    [choice] = phases.choose(ROWS)
+    # Not 28/2, which is better on the whole dev set and on the other half.
+    assert (choice.task, choice.level) == ("RTE", "14/1")
+    assert choice.percent_left == pytest.approx(93.2)
+    assert choice.reported == pytest.approx(0.64)
+    assert choice.full == pytest.approx(0.62)
+    with pytest.raises(UserError, match="0 runs of the whole model and 3 of"):
+        phases.choose(ROWS[2:5])
+
+
+def test_halves_are_all_rows_once_and_always_the_same():
+    first, second = phases.split_halves(11)
+    assert sorted([*first, *second]) == list(range(11))
+    assert (len(first), len(second)) == (5, 6)
+    np.testing.assert_array_equal(first, phases.split_halves(11)[0])
+    assert list(first) != list(range(5))
+
+
+def test_rows_become_a_file_of_one_line_each():
+    lines = list(csv.DictReader(io.StringIO(phases.to_csv(ROWS))))
+    assert len(lines) == len(ROWS)
+    assert lines[2]["kind"] == "winning"
+    assert float(lines[2]["percent_left"]) == 93.2
+    assert lines[2]["level"] == "14/1"
+
+
+def test_the_table_has_means_and_deviations():
+    text = phases.to_markdown([*ROWS, row("full", "", 100, 1, 1, task="CoLA")])
+    assert "RTE, eval_accuracy; the whole model 0.6200 ± 0.0283" in text
+    assert "| 14/1 | 93.2 | 0.6600 ± 0.0000 | 0.6100 | 0.5000 |" in text
+    assert "| 28/2 | 86.4 | 0.7000 | – | – |" in text
+    assert "CoLA, eval_accuracy" in text
+
+
+def test_a_picture_is_drawn(tmp_path):
+    phases.draw(
+        [*ROWS, row("full", "", 100, 1, 1, task="CoLA")], tmp_path / "a.png"
+    )
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+# === As typed ===
+
+SST2 = {"name": "SST-2", "labels": ["0", "1"]}
+SHAPE = {"num_layers": 2, "num_heads": 4}
+RECIPE = """
+full_{seed}: train --flagfile={here}/quick.cfg --seed={seed}
+scores_{seed}: score --init_checkpoint={full_{seed}} --data_dir={data_dir} \\
+  --task_name=SST-2 --max_seq_length=16 --method=sensitivity
+tickets_{seed}: tickets --init_checkpoint={full_{seed}} \\
+  --scores={scores_{seed}} --levels={level} --seeds={seed}
+{kind}_{level}_{seed}: train --flagfile={here}/quick.cfg --seed={seed} \\
+  --structure={tickets_{seed}}/{kind}_{level}.json
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the runs of a recipe."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_runs.write_sst2(folder / "data")
+    tiny_runs.write_checkpoint(folder / "init", seed=1, **SHAPE)
+    (folder / "a.recipe").write_text(RECIPE)
+    quick = [
+        *("--task_name=SST-2", f"--data_dir={folder}/data"),
+        *(f"--init_checkpoint={folder}/init", *tiny_runs.QUICK),
+    ]
+    (folder / "quick.cfg").write_text("\n".join(quick) + "\n")
+    status, out, err = tiny_runs.run_command(
+        *("recipe", f"--recipe={folder}/a.recipe", "--set=seed=1"),
+        *("--set=kind=winning,losing", "--set=level=60"),
+        *(f"--data_dir={folder}/data", f"--output_dir={folder}/runs"),
+    )
+    assert status == 0, out + err
+    return folder
+
+
+def compare(folder, output_dir, *flags):
+    return tiny_runs.run_command(
+        *("phases", f"--runs={folder}/runs", f"--data_dir={folder}/data"),
+        *("--max_seq_length=16", f"--output_dir={output_dir}", *flags),
+    )
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_the_runs_of_a_recipe_are_compared(place, tmp_path):
+    status, out, err = compare(place, tmp_path / "phases")
+    assert status == 0, err
+    text = (tmp_path / "phases" / "phases.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [(r["kind"], r["level"]) for r in rows] == [
+        *(("full", "0/0"), ("losing", "4/1"), ("winning", "4/1")),
+    ]
+    for each in rows:
+        name = "full_1" if each["kind"] == "full" else f"{each['kind']}_60_1"
+        results = read_results(place / "runs" / name / "eval_results.txt")
+        dev = float(each["dev"])
+        assert dev == pytest.approx(results["eval_accuracy"], abs=1e-6)
+        halves = float(each["selection"]), float(each["reported"])
+        assert np.mean(halves) == pytest.approx(dev, abs=1e-5)
+    part = load_checkpoint(str(place / "runs" / "winning_60_1"))
+    ticket = Structure.load(place / "runs" / "tickets_1" / "winning_60.json")
+    assert (
+        part.config.num_heads
+        == ticket.shrink(load_checkpoint(str(place / "init")).config).num_heads
+    )
+    assert "SST-2: the super ticket leaves 4/1 out" in out
+    assert (tmp_path / "phases" / "phases.png").exists()
+    assert (tmp_path / "phases" / "phases.md").read_text() in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--runs="], "Missing: --runs"),
+        (["--runs=nowhere"], "There is no folder nowhere"),
+        (["--runs=P/data"], "no finished runs of train"),
+        (["--data_dir=nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(place, tmp_path, flags, message):
+    flags = [flag.replace("P/", f"{place}/") for flag in flags]
+    status, _, err = compare(place, tmp_path / "x", *flags)
+    assert status == 2
+    assert message in err
+    assert not list(tmp_path.glob("x/*"))
+
+
+def test_a_ticket_that_is_not_listed_is_refused(place, tmp_path):
+    index = place / "runs" / "tickets_1" / "tickets.json"
+    text = index.read_text()
+    index.write_text(json.dumps({"tickets": []}))
+    try:
+        status, _, err = compare(place, tmp_path / "x")
+    finally:
+        index.write_text(text)
+    assert status == 2
+    assert "which is not one of the tickets" in err
