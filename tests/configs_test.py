@@ -7,6 +7,8 @@ import pytest
 from defined_flags import defined_flags
 
 from bert_pruning.commands.recipe import read_recipe
+from bert_pruning.compression.tickets import Level
+from bert_pruning.modeling.config import BertConfig
 
 ROOT = Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "configs").rglob("*.cfg"))
@@ -98,6 +100,76 @@ def test_finetuning_has_the_published_settings():
         assert flags.warmup_proportion == 0.1
         assert flags.weight_decay == 0.01
         assert flags.clip_norm == 1.0
+
+
+# Super Tickets' epochs, of base and large.
+EPOCHS = {
+    "MNLI": (3, 3),
+    "QNLI": (3, 5),
+    "QQP": (6, 5),
+    "SST-2": (6, 4),
+    "MRPC": (6, 6),
+    "CoLA": (6, 6),
+    "RTE": (6, 6),
+    "STS-B": (6, 6),
+}
+DROPOUT = {"MNLI": "0.2", "CoLA": "0.05"}
+
+
+def check_mtdnn(flags):
+    assert flags.optimizer == "adamax"
+    assert flags.learning_rate == 5e-5
+    assert (flags.lr_schedule, flags.warmup_proportion) == ("linear", 0.1)
+    assert (flags.weight_decay, flags.clip_norm) == (0.01, 1.0)
+    assert flags.train_batch_size == 32
+    assert flags.seed == 2018
+
+
+@pytest.mark.parametrize("task", EPOCHS)
+@pytest.mark.parametrize("place", [0, 1])
+def test_super_tickets_have_their_published_settings(task, place):
+    folder = ROOT / "configs" / "supertickets" / ("base", "large")[place]
+    with defined_flags("train") as flags:
+        flags(["train", f"--flagfile={folder / task.lower()}.cfg"])
+        check_mtdnn(flags)
+        assert flags.num_train_epochs == EPOCHS[task][place]
+        assert flags.classifier_dropout == [DROPOUT.get(task, "0.1")]
+
+
+@pytest.mark.parametrize(
+    ("size", "config", "left_out"),
+    [
+        (
+            *("base", {"hidden_size": 768, "num_layers": 12, "num_heads": 12}),
+            "RTE 14/1 QQP 14/1 QNLI 14/1 MRPC 43/3 SST-2 28/2 STS-B 14/1",
+        ),
+        (
+            *(
+                "large",
+                {"hidden_size": 1024, "num_layers": 24, "num_heads": 16},
+            ),
+            "MNLI 38/2 RTE 76/4 QQP 76/4 QNLI 19/1 MRPC 115/6 SST-2 134/7 "
+            "CoLA 153/8 STS-B 76/4",
+        ),
+    ],
+)
+def test_tickets_are_shared_as_published(size, config, left_out):
+    config = BertConfig.uniform(vocab_size=30522, **config)
+    path = ROOT / "configs" / "supertickets" / f"multitask_{size}.cfg"
+    with defined_flags("train") as flags:
+        flags(["train", f"--flagfile={path}"])
+        check_mtdnn(flags)
+        assert set(flags.task_name.split(",")) == set(EPOCHS)
+        assert flags.num_train_epochs == 5
+        assert flags.classifier_dropout == ["0.1", "MNLI:0.2", "CoLA:0.05"]
+        assert flags.sampling_temperature == 1.0
+        found = [ticket.partition(":") for ticket in flags.tickets]
+    levels = [
+        Level.parse(Path(file).stem.removeprefix("winning_"), config)
+        for _, _, file in found
+    ]
+    words = [f"{t} {n}" for (t, *_), n in zip(found, levels, strict=True)]
+    assert " ".join(words) == left_out
 
 
 # === Recipes ===
