@@ -15,6 +15,7 @@ import tiny_bert
 
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
+from bert_pruning.modeling import layers
 from bert_pruning.modeling.checkpoints import load_checkpoint
 from bert_pruning.modeling.config import BertConfig
 
@@ -309,6 +310,24 @@ def test_attention_scores_are_scaled_masked_and_before_the_softmax(tiny):
     np.testing.assert_allclose(
         outputs["attention_scores"][1], expected, rtol=1e-5, atol=1e-5
     )
+
+
+def test_no_two_dropouts_share_their_random_numbers():
+    config = tiny_bert.tiny_config()
+    model = bert.build_model(config, {"CoLA": 2, "STS-B": 1})
+    dropouts = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, layers.Dropout)
+    ]
+    # Embeddings; probabilities, attention and output of each layer; two heads.
+    assert len(dropouts) == 1 + 3 * config.num_layers + 2
+    ones = tf.ones((1000,))
+    with layers.dropout_seed(tf.constant([3, 5])):
+        masks = {
+            layer(ones, training=True).numpy().tobytes() for layer in dropouts
+        }
+    assert len(masks) == len(dropouts)
 
 
 def test_dropout_acts_in_training_only(tiny):

@@ -297,7 +297,7 @@ class AttentionContext(keras.layers.Layer):
         super().__init__(**kwargs)
         self.head_size = head_size
         self.rate = rate
-        self.dropout = Dropout(rate, name=f"{self.name}_dropout")
+        self.dropout = Dropout(rate, name=f"{self.name}_probs_dropout")
 
     def call(self, inputs, training=False):
         scores, value = inputs
