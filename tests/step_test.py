@@ -14,8 +14,10 @@ from bert_pruning.compression.pruning import wrap
 from bert_pruning.compression.sparsity import Sparsity
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.checkpoints import load_checkpoint
+from bert_pruning.modeling.checkpoints import save_huggingface
 from bert_pruning.training import step
 from bert_pruning.training.distillation import build_matches
+from bert_pruning.training.optimization import WarmupSchedule
 from bert_pruning.training.optimization import build_optimizer
 
 FEATURES = ("logits", "hidden", "attention")
@@ -378,3 +380,63 @@ def test_an_overflow_in_float16_skips_the_step_and_halves_the_scale(policy):
         np.testing.assert_array_equal(array, before[name], err_msg=name)
     train(model, config)
     assert float(model.optimizer.loss_scale) == 2.0**36
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2])
+def test_training_is_pytorch_s_step_by_step(tmp_path, num_outputs):
+    """Live: a run in transformers, the losses of 20 steps, warm-up and all."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    task = tiny_bert.TASKS["regression"] if num_outputs == 1 else None
+    config = tiny_bert.tiny_config(**NO_DROPOUT)
+    weights = tiny_bert.random_weights(config, 0, num_outputs)
+    save_huggingface(
+        tmp_path, config, weights, tiny_bert.vocabulary(), True, task
+    )
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path
+    ).train()
+    decayed = [
+        not name.endswith(("bias", "LayerNorm.weight"))
+        for name, _ in theirs.named_parameters()
+    ]
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [
+                    p
+                    for p, d in zip(theirs.parameters(), decayed, strict=True)
+                    if d == decays
+                ],
+                "weight_decay": 0.1 * decays,
+            }
+            for decays in (True, False)
+        ],
+        lr=1e-2,
+    )
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: t / 5 if t < 5 else (20 - t) / 15
+    )
+    ours = step.DistillationModel(make_bert(config, num_outputs))
+    schedule = WarmupSchedule(1e-2, num_steps=20, warmup_steps=5)
+    ours.compile(build_optimizer(ours.student, "adamw", schedule, 0.1))
+    for number in range(20):
+        inputs = tiny_bert.random_inputs(config, 6, 9, seed=number)
+        label = np.arange(6) % 2
+        label = label.astype(np.float32 if num_outputs == 1 else np.int32)
+        found = ours.train_step(
+            {**{k: tf.constant(v) for k, v in inputs.items()}, "label": label}
+        )["loss"]
+        labels = torch.tensor(label)
+        expected = theirs(
+            input_ids=torch.tensor(inputs["input_word_ids"]).long(),
+            attention_mask=torch.tensor(inputs["input_mask"]).long(),
+            token_type_ids=torch.tensor(inputs["input_type_ids"]).long(),
+            labels=labels if num_outputs == 1 else labels.long(),
+        ).loss
+        expected.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        rates.step()
+        optimizer.zero_grad()
+        assert float(found) == pytest.approx(expected.item(), rel=2e-4)
