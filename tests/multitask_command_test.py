@@ -159,19 +159,55 @@ def test_the_encoder_starts_another_task(place, tmp_path):
     assert load_checkpoint(str(tmp_path / "run")).config.num_heads == (4, 4)
     status, _, err = command("evaluate", place, *data_flags(place, "CoLA"))
     assert status == 2
-    assert "has no classifier" in err
+    assert "has no classifier for CoLA" in err
 
 
-def test_the_sizes_of_the_parts_are_told(place, tmp_path):
-    _, _, err = train(place, tmp_path / "run", "--max_steps=1")
+def test_the_sizes_of_the_parts_are_told(place):
+    results = read_results(place / "run" / "eval_results.txt")
     config = load_checkpoint(str(place / "run")).config
-    whole = costs.parameters(config)
-    part = costs.parameters(TICKET.shrink(config))
-    assert f"SST-2 uses {part:,} of {whole:,} parameters" in err
-    assert "6 heads, 1 blocks" in err
-    mean = 100 * (part + 2 * whole) / 3 / whole
-    assert f"On average a task uses {mean:.2f} %" in err
-    assert "all tasks together 100.00 %" in err
+    for title, count in (
+        ("percent_left", costs.parameters),
+        ("encoder_percent_left", costs.encoder_parameters),
+    ):
+        share = 100 * count(TICKET.shrink(config)) / count(config)
+        assert results[f"{title}_SST-2"] == pytest.approx(share, abs=1e-3)
+        assert results[f"{title}_RTE"] == 100
+        mean = (share + 200) / 3
+        assert results[f"{title}_mean"] == pytest.approx(mean, abs=1e-3)
+        assert results[f"{title}_union"] == 100
+
+
+def test_what_no_task_uses_is_counted(place, tmp_path):
+    tickets = ",".join(
+        f"{task}:{place}/ticket.json" for task in ("SST-2", "RTE", "STS-B")
+    )
+    flags = ("--max_steps=1", f"--tickets={tickets}")
+    assert train(place, tmp_path / "run", *flags)[0] == 0
+    results = read_results(tmp_path / "run" / "eval_results.txt")
+    assert results["percent_left_union"] == results["percent_left_mean"] < 100
+
+
+def test_tickets_are_not_overwritten(place, tmp_path):
+    (tmp_path / "t").mkdir()
+    TICKET.save(tmp_path / "t" / "winning_20.json")
+    status, _, err = train(
+        *(place, tmp_path / "t", "--overwrite"),
+        f"--tickets=RTE:{tmp_path}/t/winning_20.json",
+    )
+    assert status == 2
+    assert "would be written over" in err
+    assert Structure.load(tmp_path / "t" / "winning_20.json") == TICKET
+
+
+def test_one_task_may_have_its_dropout_too(place, tmp_path):
+    flags = ("--task_name=SST-2", "--tickets=", "--max_steps=1")
+    for value, rate in (("0.3", 0.3), ("SST-2:0.4", 0.4)):
+        path = tmp_path / value
+        status, _, err = train(
+            place, path, *flags, f"--classifier_dropout={value}"
+        )
+        assert status == 0, err
+        assert load_checkpoint(str(path)).config.classifier_dropout == rate
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(
@@ -233,7 +269,7 @@ def test_it_prunes_and_drops_out_as_asked(place, tmp_path):
             ["--task_name=SST-2", "--tickets=", "--sampling_temperature=2"],
             "--sampling_temperature needs several tasks",
         ),
-        (["--sampling_temperature=0.5"], "must be 1 or more"),
+        (["--sampling_temperature=0.5"], "sampling_temperature"),
         (["--classifier_dropout=1"], "must lie in [0, 1)"),
         (["--classifier_dropout=0.1,0.2"], "one rate for all tasks"),
         (["--classifier_dropout=CoLA:0.1"], "CoLA is not trained"),

@@ -260,36 +260,57 @@ def test_optimizer_and_schedule_are_serialisable():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_is_masked_keeps_its_value_and_its_slots(name):
-    """Against an optimizer that never saw the masked entries."""
+def test_a_task_moves_its_part_as_if_there_were_no_other(name):
+    """Against an optimizer for each part that sees its task's steps alone."""
     optimizer_class, options = OPTIMIZERS[name]
-    wide = tf.Variable([[1.0, 2.0, 3.0]])
-    whole, other = tf.Variable([4.0]), tf.Variable([5.0])
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal(shape) for shape in ((2, 3), (2,), (2,))]
+    wide, whole, shared = (tf.Variable(a, dtype=tf.float32) for a in start)
     optimizer = optimizer_class(0.1, weight_decay=0.1, **options)
-    optimizer.build([wide, whole, other])
-    kept = tf.Variable([True, False, True])
-    switch = tf.Variable(True)
-    optimizer.mask_updates([(wide, lambda: kept), (whole, lambda: switch)])
-    gradients = [tf.constant([[0.3, 0.2, 0.1]]), *[tf.constant([0.5])] * 2]
+    optimizer.build([wide, whole, shared])
+    task = tf.Variable(0, dtype=tf.int64)
+    columns = np.array([[True, False, True], [False, False, True]])
+    optimizer.divide_among_tasks(
+        task, [(wide, columns), (whole, np.array([False, True]))]
+    )
 
     @tf.function
-    def step():
-        variables = (wide, whole, other)
+    def step(gradients):
+        variables = (wide, whole, shared)
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
-    step()
-    assert wide.numpy()[0, 1] == 2.0 and (wide.numpy() != 2.0).sum() == 2
-    before = [v.numpy() for v in (wide, whole, other, *optimizer.variables)]
-    kept.assign([False, True, True])
-    switch.assign(False)
-    step()
-    assert wide.numpy()[0, 0] == before[0][0, 0]
-    assert wide.numpy()[0, 1] != 2.0
-    assert whole.numpy() == before[1]
-    assert other.numpy() != before[2]
-    index = optimizer._index_dict[optimizer._var_key(wide)]
-    for slots in (optimizer._momentums, optimizer._velocities):
-        slot = slots[index].numpy()
-        theirs = [v for v in optimizer.variables if v is slots[index]]
-        assert len(theirs) == 1
-        assert slot[0, 1] != 0  # It has had one step now.
+    # Each column and variable, with an optimizer of its own.
+    parts = {
+        "0": tf.Variable(start[0][:, 0], dtype=tf.float32),
+        "2": tf.Variable(start[0][:, 2], dtype=tf.float32),
+        "whole": tf.Variable(start[1], dtype=tf.float32),
+        "shared": tf.Variable(start[2], dtype=tf.float32),
+    }
+    users = {"0": [0], "2": [0, 1], "whole": [1], "shared": [0, 1]}
+    alone = {}
+    for part, variable in parts.items():
+        alone[part] = optimizer_class(0.1, weight_decay=0.1, **options)
+        alone[part].build([variable])
+    for number in (0, 1, 1, 0, 1, 1, 1, 0, 1):
+        task.assign(number)
+        gradients = [
+            tf.constant(rng.standard_normal(a.shape), tf.float32) for a in start
+        ]
+        step(gradients)
+        of_parts = {
+            "0": gradients[0][:, 0],
+            "2": gradients[0][:, 2],
+            "whole": gradients[1],
+            "shared": gradients[2],
+        }
+        for part, variable in parts.items():
+            if number in users[part]:
+                alone[part].apply_gradients([(of_parts[part], variable)])
+    np.testing.assert_array_equal(wide[:, 1], start[0][:, 1].astype("f"))
+    for found, part in (
+        (wide[:, 0], "0"),
+        (wide[:, 2], "2"),
+        (whole, "whole"),
+        (shared, "shared"),
+    ):
+        np.testing.assert_allclose(found, parts[part], rtol=2e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -82,10 +83,10 @@ RECIPE = """
 full_{seed}: train --flagfile={here}/quick.cfg --seed={seed}
 scores_{seed}: score --init_checkpoint={full_{seed}} --data_dir={data_dir} \\
   --task_name=SST-2 --max_seq_length=16 --method=sensitivity
-tickets_{seed}: tickets --init_checkpoint={full_{seed}} \\
-  --scores={scores_{seed}} --levels={level} --seeds={seed}
+ticket_{kind}_{level}_{seed}: tickets --init_checkpoint={full_{seed}} \\
+  --scores={scores_{seed}} --levels={level} --kinds={kind} --seeds={seed}
 {kind}_{level}_{seed}: train --flagfile={here}/quick.cfg --seed={seed} \\
-  --structure={tickets_{seed}}/{kind}_{level}.json
+  --structure={ticket_{kind}_{level}_{seed}}/{kind}_{level}.json
 """
 
 
@@ -134,7 +135,7 @@ def test_the_runs_of_a_recipe_are_compared(place, tmp_path):
         halves = float(each["selection"]), float(each["reported"])
         assert np.mean(halves) == pytest.approx(dev, abs=1e-5)
     part = load_checkpoint(str(place / "runs" / "winning_60_1"))
-    ticket = Structure.load(place / "runs" / "tickets_1" / "winning_60.json")
+    ticket = Structure.load(place / "runs" / "winning_60_1" / "structure.json")
     assert (
         part.config.num_heads
         == ticket.shrink(load_checkpoint(str(place / "init")).config).num_heads
@@ -161,13 +162,37 @@ def test_what_cannot_be_compared_is_refused(place, tmp_path, flags, message):
     assert not list(tmp_path.glob("x/*"))
 
 
-def test_a_ticket_that_is_not_listed_is_refused(place, tmp_path):
-    index = place / "runs" / "tickets_1" / "tickets.json"
-    text = index.read_text()
-    index.write_text(json.dumps({"tickets": []}))
-    try:
-        status, _, err = compare(place, tmp_path / "x")
-    finally:
-        index.write_text(text)
+@pytest.mark.usefixtures("eagerly")
+def test_runs_that_differ_in_more_are_not_compared(place, tmp_path):
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    path = tmp_path / "runs" / "losing_60_1" / "flags.cfg"
+    before = path.read_text()
+    path.write_text(before.replace("--train_batch_size=4", "--clip_norm=2"))
+    flags = [f"--runs={tmp_path}/runs"]
+    status, _, err = compare(place, tmp_path / "x", *flags)
     assert status == 2
-    assert "which is not one of the tickets" in err
+    assert "differ in --clip_norm, --train_batch_size" in err
+    path.write_text(before)
+    path = tmp_path / "runs" / "winning_60_1" / "structure.json"
+    values = json.loads(path.read_text())
+    del values["about"]
+    path.write_text(json.dumps(values))
+    status, _, err = compare(place, tmp_path / "x", *flags)
+    assert status == 2
+    assert "does not say that it is a ticket" in err
+    shutil.rmtree(tmp_path / "runs" / "winning_60_1")
+    status, _, err = compare(place, tmp_path / "x", *flags)
+    assert status == 2
+    assert "are compared. Received: full, losing" in err
+    status, _, err = compare(place, tmp_path / "runs", *flags, "--overwrite")
+    assert status == 2
+    assert "would be written over" in err
+    status, _, err = compare(place, place / "runs" / "full_1", "--overwrite")
+    assert status == 2
+    assert "holds a model" in err
+
+
+def test_a_level_without_all_seeds_is_not_chosen():
+    rows = [row for row in ROWS if (row.level, row.seed) != ("14/1", 2)]
+    with pytest.raises(UserError, match="No level of RTE.* seeds .* 1, 2"):
+        phases.choose(rows)

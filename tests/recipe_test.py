@@ -12,6 +12,7 @@ import pytest
 import tiny_runs
 from folders import contents
 
+from bert_pruning.commands.flags import paths_of
 from bert_pruning.commands.recipe import read_recipe
 from bert_pruning.errors import UserError
 from bert_pruning.modeling.checkpoints import load_checkpoint
@@ -78,6 +79,16 @@ def test_a_name_with_placeholders_is_a_stage_for_each_value(tmp_path):
     assert found["t_1"] == ("--scores=out/full_1", "--levels=10,28_2")
     assert found["28_2-1"] == ("--structure=out/t_1/28_2.json", "--x=1")
     assert found["last"] == ("--a=out/full_2",)
+    dotted = read(tmp_path, "a_{x}: train\nb_{x}: score --y={a_{x}}", x="2.5")
+    assert dotted[1].arguments == ("--y=out/a_2.5",)
+
+
+def test_a_ticket_s_file_is_a_path_too(tmp_path):
+    assert paths_of("tickets", "RTE:a/b.json,MRPC:c") == ["a/b.json", "c"]
+    assert paths_of("tickets", ["RTE:a"]) == ["a"]
+    assert paths_of("scores", "a") == ["a"]
+    assert paths_of("data_dir", "tfds") == paths_of("x", None) == []
+    assert paths_of("init_checkpoint", "preset:bert") == []
 
 
 @pytest.mark.parametrize(

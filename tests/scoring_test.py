@@ -182,6 +182,7 @@ def test_sensitivity_is_by_example_whatever_the_batch():
     for unit in ("heads", "neurons"):
         for a, b in zip(getattr(one, unit), getattr(four, unit), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(one.blocks, four.blocks, rtol=1e-3)
 
 
 def test_a_unit_without_influence_has_no_importance():

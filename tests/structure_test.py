@@ -208,6 +208,8 @@ class TestFile:
             ("heads", [[1, 0], [0]], "rising"),
             ("heads", [[-1], [0]], "Layer 0 has 4 heads"),
             ("heads", [[0]], "a list of heads for each. Received: 1"),
+            ("num_heads", [4], "1 layers with heads, 2 with neurons"),
+            ("about", 3, "needs the keys"),
             ("heads", [[], [0]], "Layer 0 must keep one head at least"),
             ("heads", [[0.5], [0]], "whole numbers"),
             ("neurons", 3, "needs lists of whole numbers"),

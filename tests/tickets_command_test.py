@@ -84,6 +84,7 @@ def test_tickets_of_all_kinds_and_levels_are_written_at_once(place, tmp_path):
         (["--levels=7/0"], "can lose 6 of its 8 heads"),
         (["--levels=x"], "A level is a percentage"),
         (["--seeds=-1"], "--seeds takes whole numbers"),
+        (["--seeds=1,01"], "--seeds gives one twice"),
         (["--scores="], "need --scores"),
         (["--scores=nowhere"], "Cannot read nowhere"),
         (["--init_checkpoint=P/other"], "the scores of another model"),
@@ -138,6 +139,29 @@ def test_a_ticket_is_trained_alone(place, tmp_path):
     )
     assert status == 0, err
     assert "eval_accuracy" in out
+
+
+def test_tickets_are_not_overwritten_by_what_they_train(place, tmp_path):
+    folder = tmp_path / "t"
+    assert tickets(place, f"--output_dir={folder}", "--levels=20")[0] == 0
+    before = contents(folder)
+    status, _, err = train(
+        *(place, f"--structure={folder}/winning_20.json", "--overwrite"),
+        f"--output_dir={folder}",
+    )
+    assert status == 2
+    assert "would be written over" in err
+    assert contents(folder) == before
+
+
+def test_a_ticket_says_where_it_is_from(place, tmp_path):
+    folder = tmp_path / "t"
+    assert tickets(place, f"--output_dir={folder}", "--levels=20")[0] == 0
+    ticket = Structure.load(folder / "random_20.json")
+    assert ticket.about == {
+        **{"kind": "random", "level": "1/0", "seed": 1},
+        **{"checkpoint": f"{place}/model", "scores": f"{place}/sensitivity"},
+    }
 
 
 def test_a_structure_of_another_shape_is_not_trained(place, tmp_path):

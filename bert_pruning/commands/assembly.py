@@ -55,7 +55,8 @@ def train():
     if FLAGS.structure:
         structure = Structure.load(FLAGS.structure)
         checkpoint = inputs.cut(checkpoint, structure)
-    dropout, _ = multitask_flags.classifier_dropouts()
+    dropout, of_tasks = multitask_flags.classifier_dropouts()
+    dropout = of_tasks.get(task.name, dropout)
     if dropout is not None:
         config = dataclasses.replace(
             checkpoint.config, classifier_dropout=dropout

@@ -49,7 +49,7 @@ def define_task_flags():
         "task_name",
         None,
         "CoLA, SST-2, MRPC, MRPC-MSR, STS-B, QQP, MNLI, QNLI, RTE, WNLI, AX, "
-        "or custom.",
+        "or custom; `train` takes several, with commas between.",
     )
     flags.DEFINE_string(
         "data_dir",
@@ -118,17 +118,34 @@ def check_separate(output_dir, *names):
     """
     output_dir = os.path.abspath(output_dir)
     for name in names:
-        path = FLAGS[name].value
-        if not path or path.startswith("preset:"):
-            continue
-        folder = os.path.abspath(path)
-        if folder == output_dir or folder.startswith(
-            os.path.join(output_dir, "checkpoint")
-        ):
-            raise UserError(
-                f"--{name}={path} would be written over. Choose another "
-                "--output_dir."
-            )
+        for path in paths_of(name, FLAGS[name].value):
+            folder = os.path.abspath(path)
+            if os.path.isfile(folder):
+                folder = os.path.dirname(folder)
+            if folder == output_dir or folder.startswith(
+                os.path.join(output_dir, "checkpoint")
+            ):
+                raise UserError(
+                    f"--{name}={path} would be written over. Choose another "
+                    "--output_dir."
+                )
+
+
+def paths_of(name, value):
+    """Returns the paths in a flag's value; those of presets are none.
+
+    Args:
+        name: str. The flag.
+        value: str, list of str or None.
+    """
+    if name == "tickets":  # Of TASK:FILE.
+        items = value.split(",") if isinstance(value, str) else value or []
+        return [item.partition(":")[2] for item in items if ":" in item]
+    if name == "runs":
+        return value.split(",") if isinstance(value, str) else list(value)
+    if not value or value == "tfds" or value.startswith("preset:"):
+        return []
+    return [value]
 
 
 def find_training_task(verb="train"):

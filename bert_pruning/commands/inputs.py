@@ -60,10 +60,8 @@ def _of_one_task(checkpoint):
             f"{checkpoint.path} was trained on {names}. Say which by "
             "--task_name."
         )
-    name = FLAGS.task_name
-    if "," not in name and not shared.is_custom():
-        name = tasks.get_task(name).model_task
-    if name in checkpoint.tasks:
+    name = find_part(checkpoint, FLAGS.task_name)
+    if name:
         return task_part(checkpoint, name)
     shared.LOG.info(
         "%s was trained on %s; its encoder alone is taken.",
@@ -73,6 +71,18 @@ def _of_one_task(checkpoint):
     return dataclasses.replace(
         checkpoint, weights=_without_classifiers(checkpoint.weights), tasks={}
     )
+
+
+def find_part(checkpoint, name):
+    """Returns the task of a run of several that a name means, or None.
+
+    Models of one task may serve another: AX is answered by MNLI's.
+    """
+    if "," in name or name.lower() == "custom":
+        return None
+    task = tasks.get_task(name)
+    names = (task.name, task.model_task)
+    return next((n for n in names if n in checkpoint.tasks), None)
 
 
 def _without_classifiers(weights):
@@ -169,8 +179,8 @@ def classifier_weights(checkpoint, task):
     """
     if "classifier/kernel" not in checkpoint.weights:
         raise UserError(
-            f"{checkpoint.path} has no classifier: it is pre-trained, not "
-            f"fine-tuned. Fine-tune it on {task.name} first."
+            f"{checkpoint.path} has no classifier for {task.name}. Fine-tune "
+            f"it on {task.name} first."
         )
     name = model_task(checkpoint)
     if name and name != task.model_task:

@@ -68,7 +68,9 @@ def train():
     )
     plan = assembly.plan_for(mixture)
     sparsity = pruning_flags.build_sparsity(plan.num_steps)
-    _tell_costs(checkpoint.config, structures)
+    sizes = _sizes(checkpoint.config, structures)
+    for name, share in sizes.items():
+        LOG.info("%s = %.2f", name, share)
     run.begin()
     LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
     model = _build(checkpoint, tasks, gates, plan.num_steps, sparsity)
@@ -116,7 +118,7 @@ def train():
             *(model, mixture, plan, run, summaries, evaluate),
             *("eval_mean", save_model),
         ).train()
-    run.finish(results)
+    run.finish({**results, **sizes})
     return run
 
 
@@ -149,31 +151,32 @@ def _build(checkpoint, tasks, gates, num_steps, sparsity):
     return model
 
 
-def _tell_costs(config, structures):
-    """Says how large each task's part of the model is, and all together."""
-    whole = costs.parameters(config)
+def _sizes(config, structures):
+    """Returns the share of the model that each task uses, in percent.
+
+    Of all parameters but the classifiers', and of the encoder's layers alone;
+    on average, and of what any task uses.
+    """
+    used = [structure for structure in structures.values() if structure]
     parts = {
         name: config if structure is None else structure.shrink(config)
         for name, structure in structures.items()
     }
-    sizes = {name: costs.parameters(part) for name, part in parts.items()}
-    for name, size in sizes.items():
-        LOG.info(
-            "%s uses %s of %s parameters, %.2f %%: %d heads, %d blocks",
-            name,
-            f"{size:,}",
-            f"{whole:,}",
-            100 * size / whole,
-            sum(parts[name].num_heads),
-            sum(size > 0 for size in parts[name].intermediate_sizes),
-        )
-    used = [structure for structure in structures.values() if structure]
-    together = config
+    parts["all"] = config
     if len(used) == len(structures):
-        together = functools.reduce(tickets.union, used).shrink(config)
-    LOG.info(
-        "On average a task uses %.2f %%, all tasks together %.2f %% (the "
-        "whole model is stored)",
-        100 * sum(sizes.values()) / len(sizes) / whole,
-        100 * costs.parameters(together) / whole,
-    )
+        parts["all"] = functools.reduce(tickets.union, used).shrink(config)
+    sizes = {}
+    for title, count in (
+        ("percent_left", costs.parameters),
+        ("encoder_percent_left", costs.encoder_parameters),
+    ):
+        whole = count(config)
+        shares = {
+            name: round(100 * count(part) / whole, 4)
+            for name, part in parts.items()
+        }
+        union = shares.pop("all")
+        sizes.update({f"{title}_{name}": x for name, x in shares.items()})
+        sizes[f"{title}_mean"] = round(sum(shares.values()) / len(shares), 4)
+        sizes[f"{title}_union"] = union
+    return sizes

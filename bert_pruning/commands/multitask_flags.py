@@ -30,6 +30,7 @@ def define():
         1.0,
         "Of several tasks: 1: every batch comes once an epoch. Higher: small "
         "tasks more often, large ones less.",
+        lower_bound=1.0,
     )
     flags.DEFINE_list(
         "classifier_dropout",

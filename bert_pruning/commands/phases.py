@@ -9,13 +9,16 @@ Every finished run of `train` in the folders of --runs is scored: those with a
 ticket: chosen on one half of the dev set, reported on the other.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.compression.tickets import KINDS
 from bert_pruning.errors import UserError
+from bert_pruning.training.run import RESUMABLE_FLAGS
 
 FLAGS = flags.FLAGS
 
@@ -31,12 +34,18 @@ def define_flags():
 def check_flags():
     """Finds what is wrong before anything is loaded."""
     shared.require("runs", "data_dir", "output_dir")
+    shared.check_separate(FLAGS.output_dir, "runs")
+    if os.path.exists(os.path.join(FLAGS.output_dir, "config.json")):
+        raise UserError(
+            f"{FLAGS.output_dir} holds a model. Choose another --output_dir."
+        )
 
 
 def main():
     """Compares by the flags; returns the exit status."""
     check_flags()
 
+    from bert_pruning.commands import inputs
     from bert_pruning.delivery import phases
     from bert_pruning.outputs import progress_bar
     from bert_pruning.training.run import Run
@@ -50,6 +59,8 @@ def main():
             f"There are no finished runs of train in {', '.join(FLAGS.runs)}."
         )
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
+    _check_kinds(found)
+    inputs.find_gpus()
     rows = [
         _score(dev_sets, directory, *about)
         for directory, *about in progress_bar(
@@ -57,7 +68,6 @@ def main():
         )
     ]
     rows.sort(key=lambda row: (row.task, row.kind, -row.percent_left, row.seed))
-    choices = phases.choose(rows)
     table = phases.to_markdown(rows)
     run.begin()
     run.write_text("phases.csv", phases.to_csv(rows))
@@ -66,7 +76,7 @@ def main():
         phases.draw(rows, run.path("phases.png"))
     run.complete()
     print(table, end="")
-    for choice in choices:
+    for choice in phases.choose(rows):
         print(
             f"{choice.task}: the super ticket leaves {choice.level} out, "
             f"{choice.percent_left:.1f} % stay; on the half of the dev set "
@@ -77,47 +87,82 @@ def main():
     return 0
 
 
+def _check_kinds(found):
+    """Finds what cannot be compared before the runs are scored."""
+    kinds = {
+        structure.about["kind"] if structure else "full"
+        for _, structure, _ in found
+    }
+    if not kinds >= {"full", "winning"}:
+        raise UserError(
+            "The whole model's runs and winning tickets' are compared. "
+            f"Received: {', '.join(sorted(kinds))}."
+        )
+
+
 def _find_runs(folder):
-    """Yields each run with its kind, level, share left and seed."""
-    from bert_pruning.modeling.files import read_json
+    """Yields each run of a folder with its structure and seed."""
+    from bert_pruning.compression.structure import Structure
     from bert_pruning.training.run import parse_flags
 
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.")
+    settings, first = None, None
     for directory in sorted(folder.iterdir()):
         if not all(
             (directory / name).exists()
-            for name in ("DONE", "flags.cfg", "eval_results.txt")
+            for name in ("DONE", "flags.cfg", "metrics.jsonl")
         ):
             continue
-        settings = parse_flags((directory / "flags.cfg").read_text())
-        seed = int(settings.get("seed", 0))
-        path = settings.get("structure")
-        if not path:
-            yield directory, "full", "0/0", 100.0, seed
-            continue
-        index = os.path.join(os.path.dirname(path), "tickets.json")
-        entries = read_json(index).get("tickets", [])
-        entry = next(
-            (e for e in entries if e["file"] == os.path.basename(path)), None
-        )
-        if entry is None:
+        flags_of = parse_flags((directory / "flags.cfg").read_text())
+        seed = int(flags_of.get("seed", 0))
+        others = {
+            name: value
+            for name, value in flags_of.items()
+            if name not in RESUMABLE_FLAGS | {"seed", "structure"}
+        }
+        if settings is None:
+            settings, first = others, directory
+        differing = [
+            f"--{name}"
+            for name in sorted(settings.keys() | others.keys())
+            if settings.get(name) != others.get(name)
+        ]
+        if differing:
             raise UserError(
-                f"{directory} was trained on {path}, which is not one of the "
-                f"tickets in {index}."
+                f"{first} and {directory} differ in {', '.join(differing)}. "
+                "Runs that are compared differ in --seed and --structure alone."
             )
-        level = f"{entry['heads_out']}/{entry['blocks_out']}"
-        yield directory, entry["kind"], level, entry["percent_left"], seed
+        if len((directory / "metrics.jsonl").read_text().splitlines()) > 1:
+            shared.LOG.warning(
+                "%s is the best of several evaluations on the dev set. Train "
+                "with --eval_steps=1000000 to compare the last step.",
+                directory,
+            )
+        structure = None
+        if "structure" in flags_of:
+            path = str(directory / "structure.json")
+            structure = Structure.load(path)
+            if structure.about.get("kind") not in KINDS:
+                raise UserError(
+                    f"{path} does not say that it is a ticket. Draw it by "
+                    "`tickets`."
+                )
+        yield directory, structure, seed
 
 
-def _score(dev_sets, directory, kind, level, percent_left, seed):
+def _score(dev_sets, directory, structure, seed):
+    import tf_keras as keras
+
     from bert_pruning.commands import inputs
+    from bert_pruning.compression import costs
     from bert_pruning.data.metrics import compute_metrics
     from bert_pruning.delivery import phases
     from bert_pruning.training.evaluation import Evaluator
 
     checkpoint = inputs.load_checkpoint(str(directory))
     task = inputs.evaluation_task(checkpoint)
+    keras.backend.clear_session()  # Of the run before.
     model = inputs.restore_classifier(checkpoint, task)
     # Tokenised once for all runs of a task.
     key = task.title, checkpoint.vocabulary
@@ -130,7 +175,16 @@ def _score(dev_sets, directory, kind, level, percent_left, seed):
     for rows in (slice(None), *phases.split_halves(len(dataset))):
         found = compute_metrics(task, dataset.labels[rows], logits[rows])
         values.append(round(float(found[task.primary_metric]), 6))
+    kind, level, left = "full", "0/0", 100.0
+    if structure is not None:
+        kind, level = structure.about["kind"], structure.about["level"]
+        whole = dataclasses.replace(
+            checkpoint.config,
+            num_heads=structure.num_heads,
+            intermediate_sizes=structure.intermediate_sizes,
+        )
+        share = costs.parameters(checkpoint.config) / costs.parameters(whole)
+        left = round(100 * share, 3)
     return phases.Row(
-        *(task.title, kind, level, percent_left, seed, task.primary_metric),
-        *values,
+        *(task.title, kind, level, left, seed, task.primary_metric), *values
     )

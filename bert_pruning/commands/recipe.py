@@ -52,7 +52,7 @@ COMMANDS = (
 )
 
 _LINE = re.compile(r"([\w{}-]+)\s*:\s*(.*)")
-_PLACEHOLDER = re.compile(r"\{([\w-]+)\}")
+_PLACEHOLDER = re.compile(r"\{([\w.-]+)\}")
 
 
 def define_flags():
@@ -158,7 +158,8 @@ def _values():
         # As the task spells it, not the person.
         name = FLAGS.task_name
         if name.lower() != "custom":
-            name = tasks.get_task(name).name
+            names = [tasks.get_task(each.strip()) for each in name.split(",")]
+            name = ",".join(task.name for task in names)
         values["task"] = name.lower()
     for text in FLAGS.set:
         name, separator, value = text.partition("=")
@@ -265,19 +266,21 @@ def _find_waiting(stages):
 
 def _refers_to(stage, other):
     folder = str(other.directory)
-    values = [text.partition("=")[2] for text in stage.arguments]
-    return any(v == folder or v.startswith(f"{folder}/") for v in values)
+    for text in stage.arguments:
+        name, _, value = text.lstrip("-").partition("=")
+        for path in shared.paths_of(name, value):
+            if path == folder or path.startswith(f"{folder}/"):
+                return True
+    return False
 
 
 def _find_missing(found, stages):
     """Says which input is neither there nor made by a stage."""
     made = [settings.whole_path(str(stage.directory)) for stage in stages]
     for name in sorted(settings.PATH_FLAGS & found.keys()):
-        path = found[name]
-        if not path or path == "tfds" or path.startswith("preset:"):
-            continue
-        if not os.path.exists(path) and not path.startswith(tuple(made)):
-            return f"there is no --{name}={path}."
+        for path in shared.paths_of(name, found[name]):
+            if not os.path.exists(path) and not path.startswith(tuple(made)):
+                return f"there is no --{name}={path}."
     return ""
 
 

@@ -26,6 +26,7 @@ PATH_FLAGS = {
     "scores",
     "structure",
     "teacher_checkpoint",
+    "tickets",
 }
 
 
@@ -40,7 +41,9 @@ def read(flagfile: str, defaults: Mapping[str, str]) -> dict[str, str]:
     """
     found = {**defaults, **parse_flags(flagfile)}
     return {
-        name: whole_path(found[name]) if name in PATH_FLAGS else found[name]
+        name: _whole_paths(name, found[name])
+        if name in PATH_FLAGS
+        else found[name]
         for name in defaults
         if name not in RESUMABLE_FLAGS
     }
@@ -77,6 +80,15 @@ def differences(
         for name in sorted(now)
         if before[name] != now[name] and not (unknown and now[name] == unknown)
     ]
+
+
+def _whole_paths(name, value):
+    if name != "tickets":
+        return whole_path(value)
+    items = [item.partition(":") for item in value.split(",") if item]
+    return ",".join(
+        f"{task}{colon}{whole_path(path)}" for task, colon, path in items
+    )
 
 
 def whole_path(path: str) -> str:

@@ -75,7 +75,11 @@ def main():
         config, weights = surgery.factorize_embeddings(
             config, weights, FLAGS.emb_hidden_dim
         )
-    directory = os.path.join(FLAGS.output_dir, config.short_name)
+    folder = config.short_name
+    if FLAGS.task_name:
+        # Two tasks may use equally much.
+        folder = f"{checkpoint.task['name']}_{folder}"
+    directory = os.path.join(FLAGS.output_dir, folder)
     shared.check_separate(directory, "init_checkpoint", "scores")
     run = Run(directory, shared.flags_as_text(), FLAGS.overwrite)
     run.begin()
@@ -137,14 +141,13 @@ def check_flags():
 
 def _part_of_task(checkpoint):
     from bert_pruning.commands import inputs
-    from bert_pruning.data import tasks
 
-    names = ", ".join(checkpoint.tasks)
-    name = FLAGS.task_name and tasks.get_task(FLAGS.task_name).name
-    if name not in checkpoint.tasks:
+    name = FLAGS.task_name and inputs.find_part(checkpoint, FLAGS.task_name)
+    if not name:
         raise UserError(
-            f"{checkpoint.path} was trained on {names}. Say which by "
-            f"--task_name. Received: {name or 'none'}."
+            f"{checkpoint.path} was trained on {', '.join(checkpoint.tasks)}. "
+            "Say which by --task_name. Received: "
+            f"{FLAGS.task_name or 'none'}."
         )
     return inputs.task_part(checkpoint, name)
 

@@ -10,6 +10,7 @@ left out, such as 28/2, whose file is winning_28_2.json. `tickets.json` lists
 what was written.
 """
 
+import dataclasses
 import json
 
 from absl import flags
@@ -75,8 +76,14 @@ def main():
     index = []
     whole = costs.parameters(config)
     for name, kind, level, seed, ticket in drawn:
+        about = {
+            **ticket.about,
+            "seed": seed,
+            "checkpoint": checkpoint.path,
+            "scores": FLAGS.scores,
+        }
         with run.writing():
-            ticket.save(run.path(name))
+            dataclasses.replace(ticket, about=about).save(run.path(name))
         left = costs.parameters(ticket.shrink(config)) / whole
         entry = {
             "file": name,
@@ -105,7 +112,15 @@ def check_flags():
     shared.require("init_checkpoint", "output_dir", "levels", "kinds", "seeds")
     shared.check_separate(FLAGS.output_dir, "init_checkpoint", "scores")
     from bert_pruning.compression.tickets import KINDS
+    from bert_pruning.compression.tickets import Level
 
+    for level in FLAGS.levels:
+        Level.check(level)
+    seeds = [_parse_seed(text) for text in FLAGS.seeds]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"--seeds gives one twice. Received: {','.join(FLAGS.seeds)}."
+        )
     for kind in FLAGS.kinds:
         if kind not in KINDS:
             raise UserError(

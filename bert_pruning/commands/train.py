@@ -123,6 +123,7 @@ def check_flags():
     shared.check_separate(
         FLAGS.output_dir,
         *("init_checkpoint", "teacher_checkpoint", "aug_train", "structure"),
+        "tickets",
     )
     distillation_flags.check()
     pruning_flags.check()

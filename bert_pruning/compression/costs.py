@@ -108,6 +108,19 @@ def parameters(config, num_outputs=None):
     )
 
 
+def encoder_parameters(config):
+    """Number of parameters of the encoder's layers, from the shape alone.
+
+    Args:
+        config: BertConfig.
+    """
+    return sum(
+        math.prod(row.shape)
+        for row in names.weight_table(config, "huggingface")
+        if row.name.startswith("layer_")
+    )
+
+
 def encoder_macs(config, length):
     """Multiply-accumulate operations of the encoder's layers on one sequence.
 

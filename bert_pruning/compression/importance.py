@@ -124,7 +124,7 @@ class Scores:
             if not isinstance(about, dict):
                 raise TypeError("`about` is no JSON object")
             return cls(
-                blocks=arrays.pop("blocks"),
+                blocks=arrays.pop("blocks", None),
                 about=about,
                 head_share=float(arrays.pop("head_share")),
                 **{

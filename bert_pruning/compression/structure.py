@@ -35,6 +35,7 @@ class Structure:
         intermediate_sizes: tuple of ints. Neurons in each layer of it.
         heads: tuple of tuples of ints. Kept heads of each layer, rising.
         neurons: tuple of tuples of ints. Kept neurons of each layer, rising.
+        about: dict. What a file says of it beside; it changes nothing.
 
     Raises:
         UserError: if a unit does not exist or occurs twice, or a layer keeps
@@ -52,8 +53,15 @@ class Structure:
     intermediate_sizes: tuple[int, ...]
     heads: tuple[tuple[int, ...], ...]
     neurons: tuple[tuple[int, ...], ...]
+    about: Mapping = dataclasses.field(default_factory=dict, compare=False)
 
     def __post_init__(self):
+        if len(self.num_heads) != len(self.intermediate_sizes):
+            raise UserError(
+                "A structure names heads and neurons of the same layers. "
+                f"Received: {len(self.num_heads)} layers with heads, "
+                f"{len(self.intermediate_sizes)} with neurons."
+            )
         whole = {"heads": self.num_heads, "neurons": self.intermediate_sizes}
         for unit, sizes in whole.items():
             kept = tuple(tuple(map(int, row)) for row in getattr(self, unit))
@@ -116,6 +124,8 @@ class Structure:
                 _ALL if row and len(row) == size else list(row)
                 for row, size in zip(getattr(self, unit), whole, strict=True)
             ]
+        if self.about:
+            values["about"] = dict(self.about)
         return values
 
     @classmethod
@@ -129,8 +139,9 @@ class Structure:
         Raises:
             UserError: if it describes none.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        if sorted(values) != sorted(names):
+        names = [field.name for field in dataclasses.fields(cls)][:4]
+        about = values.get("about", {})
+        if {*values} - {"about"} != {*names} or not isinstance(about, Mapping):
             raise UserError(
                 f"{path} is no structure: it needs the keys {', '.join(names)}."
             )
@@ -152,7 +163,10 @@ class Structure:
                 f"{path} is no structure: it needs lists of whole numbers "
                 f"({error})."
             ) from error
-        return cls(*sizes, *units)
+        try:
+            return cls(*sizes, *units, about)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def save(self, path):
         """Writes the structure as JSON."""

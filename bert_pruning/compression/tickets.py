@@ -42,6 +42,20 @@ class Level:
     def __str__(self):
         return f"{self.heads}/{self.blocks}"
 
+    @staticmethod
+    def check(text: str):
+        """Checks that a text is a level, of whatever model.
+
+        Raises:
+            UserError: if it is not.
+        """
+        match = _LEVEL.fullmatch(text.strip())
+        if match is None or text.count(".") > 1 or text.strip() == ".":
+            raise UserError(
+                "A level is a percentage, such as 20, or the numbers of heads "
+                f"and blocks left out, such as 28/2. Received: {text!r}."
+            )
+
     @classmethod
     def parse(cls, text: str, config: BertConfig) -> "Level":
         """Reads a level, as two numbers or as a percentage.
@@ -54,12 +68,8 @@ class Level:
             UserError: if it is neither, or leaves less than a head a layer.
         """
         heads, blocks = sum(config.num_heads), _num_blocks(config)
+        cls.check(text)
         match = _LEVEL.fullmatch(text.strip())
-        if match is None or text.count(".") > 1 or text.strip() == ".":
-            raise UserError(
-                "A level is a percentage, such as 20, or the numbers of heads "
-                f"and blocks left out, such as 28/2. Received: {text!r}."
-            )
         if match["percent"]:
             share = float(match["percent"])
             # Of hundredths: 0.29 * 100 is less than 29.
@@ -143,6 +153,7 @@ def draw_ticket(
             () if layer in without else tuple(range(size))
             for layer, size in enumerate(config.intermediate_sizes)
         ),
+        {"kind": kind, "level": str(level)},
     )
 
 

@@ -107,6 +107,18 @@ def choose(rows: Sequence[Row]) -> list[Choice]:
         levels = {}
         for row in winning:
             levels.setdefault(row.level, []).append(row)
+        # A level of which seeds are missing may have been lucky.
+        seeds = {row.seed for row in full}
+        levels = {
+            level: group
+            for level, group in levels.items()
+            if {row.seed for row in group} == seeds
+        }
+        if not levels:
+            raise UserError(
+                f"No level of {task}'s winning tickets has the seeds of its "
+                f"whole models, {', '.join(map(str, sorted(seeds)))}."
+            )
         best = max(levels, key=lambda level: _mean(levels[level], "selection"))
         choices.append(
             Choice(

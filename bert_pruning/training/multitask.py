@@ -134,8 +134,10 @@ class MultiTaskModel(DistillationModel):
     def __init__(self, student, tickets, **options):
         super().__init__(student, **options)
         self.tickets = tickets
+        # XLA on a GPU cannot read an int32 variable.
         self.task = tf.Variable(
             0,
+            dtype=tf.int64,
             trainable=False,
             name="task",
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
@@ -145,16 +147,13 @@ class MultiTaskModel(DistillationModel):
         """Sets the optimizer, and what of each variable a task moves."""
         super().compile(optimizer=optimizer, **kwargs)
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-
-        def reader(kept):
-            return lambda: tf.gather(tf.constant(kept), self.task)
-
-        inner.mask_updates(
+        inner.divide_among_tasks(
+            self.task,
             [
-                (variable, reader(kept))
+                (variable, kept)
                 for name, variable in bert.named_variables(self.student).items()
                 if (kept := self.tickets.mask_of(name)) is not None
-            ]
+            ],
         )
 
     def select(self, task):
@@ -180,7 +179,7 @@ class MultiTaskModel(DistillationModel):
             return lambda: label_loss(labels, logits[name])
 
         branches = [loss_of(name) for name in self.tickets.names]
-        return {"loss": tf.switch_case(tf.identity(self.task), branches)}
+        return {"loss": tf.switch_case(tf.cast(self.task, tf.int32), branches)}
 
     def predictor(self, task):
         """Returns what computes one task's logits, for an `Evaluator`.

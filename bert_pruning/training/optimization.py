@@ -112,7 +112,7 @@ class _DecayedOptimizer(keras.optimizers.Optimizer):
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
-        self._masks = {}
+        self._kept = {}
 
     def build(self, var_list):
         super().build(var_list)
@@ -128,39 +128,65 @@ class _DecayedOptimizer(keras.optimizers.Optimizer):
             for variable in var_list
         ]
 
-    def mask_updates(self, masks):
-        """Lets an update leave parts of some variables and slots alone.
+    def divide_among_tasks(self, task, kept):
+        """Lets each step be one task's, which moves part of some variables.
+
+        The rest of them and of their slots stays, and a bias correction counts
+        the steps that moved an element, not those of other tasks.
 
         Args:
-            masks: list of pairs of a variable and a function that returns a
-                bool tensor: a scalar, or one that broadcasts to the variable.
-                It is called while a step is traced or run.
+            task: int scalar variable. The number of the step's task.
+            kept: list of pairs of a variable and a bool array `(tasks, ...)`,
+                whose rows broadcast to the variable.
         """
-        self._masks = {
-            self._var_key(variable): mask for variable, mask in masks
-        }
+        self._task = task
+        self._kept = {self._var_key(v): rows for v, rows in kept}
+        self._task_steps = tf.Variable(
+            tf.zeros(max((len(rows) for _, rows in kept), default=1), tf.int64),
+            trainable=False,
+            name="task_steps",
+        )
+
+    def apply_gradients(self, grads_and_vars, **kwargs):
+        """Updates the variables, and counts the step as its task's."""
+        iterations = super().apply_gradients(grads_and_vars, **kwargs)
+        if self._kept:
+            step = tf.one_hot(
+                self._task, self._task_steps.shape[0], dtype=tf.int64
+            )
+            self._task_steps.assign_add(step)
+        return iterations
 
     def update_step(self, gradient, variable):
-        index = self._index_dict[self._var_key(variable)]
+        key = self._var_key(variable)
+        index = self._index_dict[key]
         rate = tf.cast(self.learning_rate, tf.float32)
         decay = self.decay if self._use_weight_decay(variable) else 0.0
         gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32)
         state = variable, self._momentums[index], self._velocities[index]
-        mask = self._masks.get(self._var_key(variable))
-        mask = True if mask is None else tf.convert_to_tensor(mask())
+        if key not in self._kept:
+            self._update(gradient, *state, rate, decay, self.iterations + 1)
+            return
+        kept = tf.constant(self._kept[key])
+        mask = tf.gather(kept, self._task)
+        # Updates of each element, with this one where the task has it.
+        rank = len(kept.shape) - 1
+        steps = tf.reshape(
+            tf.cast(self._task_steps, tf.float32), [-1, *[1] * rank]
+        )
+        steps = tf.reduce_sum(steps * tf.cast(kept, tf.float32), 0)
+        steps = tf.maximum(steps + tf.cast(mask, tf.float32), 1.0)
 
         def update():
-            self._update(gradient, *state, rate, decay)
+            self._update(gradient, *state, rate, decay, steps)
 
-        if mask is True:
-            update()
-        elif mask.shape.rank == 0:
+        if mask.shape.rank == 0:
             tf.cond(mask, update, lambda: None)
-        else:
-            before = [tf.identity(each) for each in state]
-            update()
-            for each, old in zip(state, before, strict=True):
-                each.assign(tf.where(mask, each, old))
+            return
+        before = [tf.identity(each) for each in state]
+        update()
+        for each, old in zip(state, before, strict=True):
+            each.assign(tf.where(mask, each, old))
 
     def get_config(self):
         return {
@@ -221,16 +247,23 @@ class AdamW(_DecayedOptimizer):
         )
         self.bias_correction = bias_correction
 
-    def _update(self, gradient, variable, momentum, velocity, rate, decay):
+    def _update(
+        self, gradient, variable, momentum, velocity, rate, decay, steps
+    ):
         if decay:
             variable.assign(variable * (1.0 - rate * decay))
         powers = (0.0, 0.0)
         if self.bias_correction:
-            step = tf.cast(self.iterations + 1, tf.float32)
+            steps = tf.cast(steps, tf.float32)
             powers = (
-                tf.pow(tf.constant(self.beta_1), step),
-                tf.pow(tf.constant(self.beta_2), step),
+                tf.pow(tf.constant(self.beta_1), steps),
+                tf.pow(tf.constant(self.beta_2), steps),
             )
+            if steps.shape.rank:
+                self._update_corrected(
+                    gradient, variable, momentum, velocity, rate, powers
+                )
+                return
         # One pass over memory; with both powers at zero the kernel's bias
         # correction is exactly 1. It adds epsilon to the uncorrected root.
         tf.raw_ops.ResourceApplyAdam(
@@ -245,6 +278,17 @@ class AdamW(_DecayedOptimizer):
             epsilon=self.epsilon * tf.sqrt(1.0 - powers[1]),
             grad=gradient,
         )
+
+    def _update_corrected(
+        self, gradient, variable, momentum, velocity, rate, powers
+    ):
+        """The same, with a bias correction for each element."""
+        momentum.assign_add((gradient - momentum) * (1.0 - self.beta_1))
+        velocity.assign_add(
+            (tf.square(gradient) - velocity) * (1.0 - self.beta_2)
+        )
+        root = tf.sqrt(velocity / (1.0 - powers[1])) + self.epsilon
+        variable.assign_sub(rate / (1.0 - powers[0]) * momentum / root)
 
     def get_config(self):
         return {
@@ -298,7 +342,10 @@ class AdamaxW(_DecayedOptimizer):
             **kwargs,
         )
 
-    def _update(self, gradient, variable, momentum, velocity, rate, decay):
+    def _update(
+        self, gradient, variable, momentum, velocity, rate, decay, steps
+    ):
+        del steps  # It needs no correction.
         momentum.assign_add((gradient - momentum) * (1.0 - self.beta_1))
         velocity.assign(
             tf.maximum(self.beta_2 * velocity, tf.abs(gradient) + self.epsilon)
