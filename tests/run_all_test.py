@@ -368,7 +368,7 @@ def test_tensorboard_names_a_task_by_its_folder(
     tasks = preflight.prepare(prepared)
     assert described["tasks"] == ["MRPC", "mine"]
     for task in tasks.values():
-        logged = assembly._hyperparameters(task)["task_name"]
+        logged = assembly.hyperparameters(task.title)["task_name"]
         assert logged in described["tasks"]
 
 

@@ -179,8 +179,8 @@ def classifier_weights(checkpoint, task):
     """
     if "classifier/kernel" not in checkpoint.weights:
         raise UserError(
-            f"{checkpoint.path} has no classifier for {task.name}. Fine-tune "
-            f"it on {task.name} first."
+            f"{checkpoint.path} has no classifier for {task.name}: it was not "
+            f"fine-tuned on it. Train it on {task.name} first."
         )
     name = model_task(checkpoint)
     if name and name != task.model_task:
