@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny_runs
 from folders import contents
+from tiny_training import Crash
 
 from bert_pruning.compression import costs
 from bert_pruning.compression.structure import Structure
@@ -216,9 +217,6 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     flags = ("--max_steps=12", "--eval_steps=6", "--save_steps=4")
     assert train(place, tmp_path / "whole", *flags)[0] == 0
     original, steps = trainer.Trainer._run_step, []
-
-    class Crash(Exception):
-        pass
 
     def crashing(self, batch):
         steps.append(batch["task"])

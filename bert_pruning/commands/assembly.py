@@ -158,20 +158,13 @@ class _ModelBuilder:
         """
         student = bert.build_model(config, self.task.num_outputs)
         if weights is not None:
-            new = bert.set_weights(student, weights, new_layers)
-            bert.draw_weights(
-                student, new, config.initializer_range, FLAGS.seed
-            )
-            if new:
-                LOG.info("New weights: %s", ", ".join(new))
-        matches, pruner, magnitudes = (), None, None
+            start_weights(student, config, weights, new_layers)
+        matches, magnitudes = (), None
         if self.teacher is not None:
             matches = distillation_flags.build_matches(
                 config, self.teacher_config
             )
-        if self.sparsity is not None:
-            student = pruning.wrap(student, self.sparsity)
-            pruner = pruning.Pruner(student, self.sparsity)
+        student, pruner = wrap_for_pruning(student, self.sparsity)
         if FLAGS.pruning == "width":
             magnitudes = scoring.GradientMagnitudes(student)
         model = step.DistillationModel(
@@ -245,6 +238,25 @@ def _pad_multiple():
     gpus = tf.config.list_physical_devices("GPU")
     # What tensor cores want.
     return 8 if gpus or FLAGS.mixed_precision != "float32" else 1
+
+
+def start_weights(student, config, weights, new_layers):
+    """Copies weights into a student and draws those that may be new."""
+    new = bert.set_weights(student, weights, new_layers)
+    bert.draw_weights(student, new, config.initializer_range, FLAGS.seed)
+    if new:
+        LOG.info("New weights: %s", ", ".join(new))
+
+
+def wrap_for_pruning(student, sparsity):
+    """Returns a student wrapped for pruning by magnitude, and its pruner.
+
+    Without a sparsity it is the student itself, and None.
+    """
+    if sparsity is None:
+        return student, None
+    student = pruning.wrap(student, sparsity)
+    return student, pruning.Pruner(student, sparsity)
 
 
 def build_optimizer(student, num_steps, start=0):

@@ -14,7 +14,6 @@ from bert_pruning.commands import inputs
 from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import pruning_flags
 from bert_pruning.compression import costs
-from bert_pruning.compression import pruning
 from bert_pruning.compression import tickets
 from bert_pruning.compression.structure import Structure
 from bert_pruning.data.mixture import Mixture
@@ -130,15 +129,10 @@ def _build(checkpoint, tasks, gates, num_steps, sparsity):
     outputs = {task.name: task.num_outputs for task in tasks}
     student = bert.build_model(config, outputs, rates)
     heads = tuple(f"classifier_{name}" for name in outputs)
-    new = bert.set_weights(
-        student, checkpoint.weights, (*checkpoint.new_layers, *heads)
+    assembly.start_weights(
+        student, config, checkpoint.weights, (*checkpoint.new_layers, *heads)
     )
-    bert.draw_weights(student, new, config.initializer_range, FLAGS.seed)
-    LOG.info("New weights: %s", ", ".join(new))
-    pruner = None
-    if sparsity is not None:
-        student = pruning.wrap(student, sparsity)
-        pruner = pruning.Pruner(student, sparsity)
+    student, pruner = assembly.wrap_for_pruning(student, sparsity)
     model = multitask.MultiTaskModel(
         student,
         gates,

@@ -17,6 +17,8 @@ from absl import flags
 
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import pruning_flags
+from bert_pruning.compression.tickets import KINDS
+from bert_pruning.compression.tickets import Level
 from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -36,7 +38,7 @@ def define_flags():
     )
     flags.DEFINE_list(
         "kinds",
-        ["winning", "losing", "random"],
+        list(KINDS),
         "winning: without the least important. losing: without the most "
         "important. random: without any.",
     )
@@ -57,7 +59,7 @@ def main():
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
     config = checkpoint.config
     levels = {
-        text.strip().replace("/", "_"): tickets.Level.parse(text, config)
+        text.strip().replace("/", "_"): Level.parse(text, config)
         for text in FLAGS.levels
     }
     scores = pruning_flags.load_scores(checkpoint) if FLAGS.scores else None
@@ -111,9 +113,6 @@ def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("init_checkpoint", "output_dir", "levels", "kinds", "seeds")
     shared.check_separate(FLAGS.output_dir, "init_checkpoint", "scores")
-    from bert_pruning.compression.tickets import KINDS
-    from bert_pruning.compression.tickets import Level
-
     for level in FLAGS.levels:
         Level.check(level)
     seeds = [_parse_seed(text) for text in FLAGS.seeds]

@@ -101,11 +101,7 @@ def parameters(config, num_outputs=None):
     groups = {None, "pooler"}
     if num_outputs is not None:
         groups.add("classifier")
-    return sum(
-        math.prod(num_outputs if size is None else size for size in row.shape)
-        for row in names.weight_table(config, "huggingface")
-        if row.group in groups
-    )
+    return _count_weights(config, lambda row: row.group in groups, num_outputs)
 
 
 def encoder_parameters(config):
@@ -114,11 +110,7 @@ def encoder_parameters(config):
     Args:
         config: BertConfig.
     """
-    return sum(
-        math.prod(row.shape)
-        for row in names.weight_table(config, "huggingface")
-        if row.name.startswith("layer_")
-    )
+    return _count_weights(config, lambda row: row.name.startswith("layer_"))
 
 
 def encoder_macs(config, length):
@@ -162,3 +154,11 @@ def unit_costs(config, cost, length=0):
         (6 if neurons else 5) * hidden for neurons in config.intermediate_sizes
     )
     return 4 * hidden * size + 3 * size, 2 * hidden + 1, fixed
+
+
+def _count_weights(config, counts, num_outputs=None):
+    return sum(
+        math.prod(num_outputs if size is None else size for size in row.shape)
+        for row in names.weight_table(config, "huggingface")
+        if counts(row)
+    )

@@ -20,7 +20,7 @@ _LAYER_NAME = re.compile(r"layer_(\d+)_(\w+)/(\w+)")
 
 # The axis of a layer's array that its heads or neurons lie along; what is not
 # here has the width of the hidden states.
-_UNIT_AXES = {
+UNIT_AXES = {
     ("query", "kernel"): ("heads", 1),
     ("query", "bias"): ("heads", 0),
     ("key", "kernel"): ("heads", 1),
@@ -33,9 +33,26 @@ _UNIT_AXES = {
     ("output", "kernel"): ("neurons", 0),
 }
 
-
 # With the last neuron goes the output's bias too: the whole block.
-_FEED_FORWARD = ("intermediate", "output")
+FEED_FORWARD = ("intermediate", "output")
+
+
+def split_name(name: str) -> tuple[int | None, str, str]:
+    """Splits the name of a weight into encoder layer, part and weight.
+
+    Args:
+        name: str. Canonical. Of a weight outside the layers: None and itself.
+
+    Example:
+
+    ```python
+    split_name("layer_3_query/kernel")  # 3, "query", "kernel"
+    ```
+    """
+    match = _LAYER_NAME.fullmatch(name)
+    if match is None:
+        return None, name, ""
+    return int(match[1]), match[2], match[3]
 
 
 def shrink(
@@ -73,16 +90,15 @@ def shrink(
     within = np.arange(config.head_size)
     arrays = {}
     for name, array in weights.items():
-        match = _LAYER_NAME.fullmatch(name)
-        if match is None:
+        layer, part, weight = split_name(name)
+        if layer is None:
             arrays[name] = array
             continue
-        layer, part, weight = int(match[1]), match[2], match[3]
         if layer not in new_layer:
             continue
-        if part in _FEED_FORWARD and not structure.neurons[layer]:
+        if part in FEED_FORWARD and not structure.neurons[layer]:
             continue
-        unit, axis = _UNIT_AXES.get((part, weight), (None, None))
+        unit, axis = UNIT_AXES.get((part, weight), (None, None))
         if unit is not None:
             kept = np.array(getattr(structure, unit)[layer])
             if unit == "heads":

@@ -49,12 +49,7 @@ class Level:
         Raises:
             UserError: if it is not.
         """
-        match = _LEVEL.fullmatch(text.strip())
-        if match is None or text.count(".") > 1 or text.strip() == ".":
-            raise UserError(
-                "A level is a percentage, such as 20, or the numbers of heads "
-                f"and blocks left out, such as 28/2. Received: {text!r}."
-            )
+        _match_level(text)
 
     @classmethod
     def parse(cls, text: str, config: BertConfig) -> "Level":
@@ -68,8 +63,7 @@ class Level:
             UserError: if it is neither, or leaves less than a head a layer.
         """
         heads, blocks = sum(config.num_heads), _num_blocks(config)
-        cls.check(text)
-        match = _LEVEL.fullmatch(text.strip())
+        match = _match_level(text)
         if match["percent"]:
             share = float(match["percent"])
             # Of hundredths: 0.29 * 100 is less than 29.
@@ -198,6 +192,16 @@ def complement(structure: Structure) -> Structure:
         )
     ]
     return Structure(*whole, *rows)
+
+
+def _match_level(text):
+    match = _LEVEL.fullmatch(text.strip())
+    if match is None or text.count(".") > 1 or text.strip() == ".":
+        raise UserError(
+            "A level is a percentage, such as 20, or the numbers of heads "
+            f"and blocks left out, such as 28/2. Received: {text!r}."
+        )
+    return match
 
 
 def _num_blocks(config):

@@ -14,9 +14,7 @@ import numpy as np
 
 from bert_pruning.errors import UserError
 
-# Of the kind "full" is the whole model.
-KINDS = ("winning", "random", "losing")
-
+# The kinds of tickets, as columns and curves; "full" is the whole model.
 _MARKERS = {"winning": "o", "random": "s", "losing": "v"}
 
 
@@ -143,8 +141,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
         lines += [
             f"{task}, {ours[0].metric}; the whole model {_spread(full)}",
             "",
-            f"| out | % left | {' | '.join(KINDS)} |",
-            f"|---|---:|{'---:|' * len(KINDS)}",
+            f"| out | % left | {' | '.join(_MARKERS)} |",
+            f"|---|---:|{'---:|' * len(_MARKERS)}",
         ]
         levels = {
             row.level: row.percent_left
@@ -160,7 +158,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
                         if (row.kind, row.level) == (kind, level)
                     ]
                 )
-                for kind in KINDS
+                for kind in _MARKERS
             ]
             lines.append(f"| {level} | {left:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -187,7 +185,7 @@ def draw(rows: Sequence[Row], path) -> None:
             axis.axhline(np.mean(full), color="gray", ls=":", label="full")
             low, high = _band(full)
             axis.axhspan(low, high, color="gray", alpha=0.12)
-        for number, kind in enumerate(KINDS):
+        for number, (kind, marker) in enumerate(_MARKERS.items()):
             groups = {}
             for row in ours:
                 if row.kind == kind:
@@ -203,7 +201,7 @@ def draw(rows: Sequence[Row], path) -> None:
             axis.plot(
                 left,
                 [np.mean(values) for _, values in points],
-                marker=_MARKERS[kind],
+                marker=marker,
                 color=color,
                 label=kind,
             )

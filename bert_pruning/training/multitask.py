@@ -5,11 +5,10 @@ zero, and neither it nor the other tasks' classifiers move in that step: not by
 the gradient, the momentum or the weight decay.
 """
 
-import re
-
 import numpy as np
 import tensorflow as tf
 
+from bert_pruning.compression import surgery
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.modeling import layers
@@ -17,9 +16,6 @@ from bert_pruning.training import evaluation
 from bert_pruning.training.step import INPUT_NAMES
 from bert_pruning.training.step import DistillationModel
 from bert_pruning.training.step import label_loss
-
-_HEADS = re.compile(r"layer_(\d+)_(query|key|value|attention_output)/(\w+)")
-_BLOCK = re.compile(r"layer_(\d+)_(intermediate|output)/\w+")
 
 
 class Tickets:
@@ -88,15 +84,16 @@ class Tickets:
         for place, task in enumerate(self.names):
             if name.startswith(f"classifier_{task}/"):
                 return np.arange(len(self.names)) == place
-        if match := _HEADS.fullmatch(name):
-            heads = self._heads[int(match[1])]
-            kept = np.repeat(heads, self.config.head_size, axis=1)
-            if match[2] == "attention_output":
-                if match[3] == "bias":
-                    return None  # It belongs to no head.
+        layer, part, weight = surgery.split_name(name)
+        if layer is None:
+            return None
+        unit, axis = surgery.UNIT_AXES.get((part, weight), (None, None))
+        if part in surgery.FEED_FORWARD:
+            kept = self._blocks[layer][:, 0]
+        elif unit == "heads":
+            kept = np.repeat(self._heads[layer], self.config.head_size, axis=1)
+            if weight == "kernel" and axis == 0:
                 kept = kept[:, :, np.newaxis]
-        elif match := _BLOCK.fullmatch(name):
-            kept = self._blocks[int(match[1])][:, 0]
         else:
             return None
         return None if kept.all() else kept
