@@ -299,6 +299,13 @@ def test_training_reads_the_shards(place, tmp_path, monkeypatch):
     assert seen[0] == sum(count // 4 for count in rows) == len(seen) - 1
 
 
+def test_a_part_of_the_training_set_is_not_of_augmented_data(place, tmp_path):
+    flags = (f"--aug_train={tmp_path}/aug", "--train_fraction=0.5")
+    status, _, err = train(place, tmp_path / "run", *flags)
+    assert status == 2
+    assert "Leave one out" in err
+
+
 def test_a_run_on_shards_finishes(place, tmp_path):
     assert augment(place, tmp_path / "aug")[0] == 0
     status, _, err = train(

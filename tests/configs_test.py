@@ -35,6 +35,13 @@ def commands(path):
     ]
 
 
+def read_stages(path, task, **given):
+    """The stages of a recipe for a task, or several with commas between."""
+    values = {name: name for name in ("data_dir", "init_checkpoint")}
+    values.update(task_name=task, task=task.lower())
+    return read_recipe(named(path), {**values, **given}, Path("out"))
+
+
 def test_there_are_flagfiles_for_each_purpose():
     names = {named(path) for path in FLAGFILES}
     assert names >= {
@@ -154,21 +161,46 @@ def test_super_tickets_have_their_published_settings(task, place):
 )
 def test_tickets_are_shared_as_published(size, config, left_out):
     config = BertConfig.uniform(vocab_size=30522, **config)
-    path = ROOT / "configs" / "supertickets" / f"multitask_{size}.cfg"
+    path = ROOT / "configs" / "supertickets" / f"sharing_{size}.recipe"
+    *_, multitask, sharing = read_stages(path, ",".join(EPOCHS))
     with defined_flags("train") as flags:
-        flags(["train", f"--flagfile={path}"])
+        flags(multitask.command[3:])
+        assert flags.tickets == []
+    with defined_flags("train") as flags:
+        flags(sharing.command[3:])
         check_mtdnn(flags)
         assert set(flags.task_name.split(",")) == set(EPOCHS)
         assert flags.num_train_epochs == 5
         assert flags.classifier_dropout == ["0.1", "MNLI:0.2", "CoLA:0.05"]
         assert flags.sampling_temperature == 1.0
         found = [ticket.partition(":") for ticket in flags.tickets]
+    for task, _, file in found:
+        assert Path(file).parent.name == f"tickets_{task.lower()}"
     levels = [
         Level.parse(Path(file).stem.removeprefix("winning_"), config)
         for _, _, file in found
     ]
     words = [f"{t} {n}" for (t, *_), n in zip(found, levels, strict=True)]
     assert " ".join(words) == left_out
+
+
+@pytest.mark.parametrize(("part", "epochs"), [(100, 6), (10, 3), (5, 3)])
+def test_a_part_of_mnli_has_its_published_settings(part, epochs):
+    folder = ROOT / "configs" / "supertickets"
+    path = folder / "base" / f"mnli_1_of_{max(part, 10)}.cfg"
+    stages = read_stages(
+        *(folder / "phases.recipe", "MNLI"),
+        settings=path.stem,
+        fraction=str(1 / part),
+    )
+    assert f"--train_fraction={1 / part}" in stages[5].arguments
+    assert stages[5].name == "score"
+    with defined_flags("train") as flags:
+        flags(stages[0].command[3:])
+        assert flags.train_fraction == 1 / part
+        assert flags.learning_rate == 1e-4
+        assert flags.num_train_epochs == epochs
+        assert flags.optimizer == "adamax"
 
 
 # === Recipes ===
@@ -179,14 +211,12 @@ def test_the_stages_of_a_recipe_have_flags_that_exist(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = [word for command in commands(path) for word in command]
     given = [word.split("=", 2)[1:] for word in words if word[:6] == "--set="]
-    needed = {name: name for name in ("data_dir", "init_checkpoint")}
     published = [task for task in EPOCHS if task in " ".join(header(path))]
     assert published
+    if "sharing" in path.stem:
+        published = [",".join(published)]
     for task in published:
-        values = {"task_name": task, "task": task.lower(), **needed}
-        stages = read_recipe(
-            named(path), {**values, **dict(given)}, Path("out")
-        )
+        stages = read_stages(path, task, **dict(given))
         for stage in stages:
             with defined_flags(stage.name) as flags:
                 assert flags(stage.command[3:])[1:] == []

@@ -107,15 +107,35 @@ def test_a_task_is_scored_as_while_it_trained(place):
         assert value == pytest.approx(results[f"{metric}_{task}"], rel=1e-5)
 
 
-def test_a_task_is_predicted(place, tmp_path):
-    for task in ("SST-2", "STS-B"):
-        status, _, err = command(
-            *("predict", place, *data_flags(place, task)),
-            f"--output_dir={tmp_path}",
-        )
+def test_all_tasks_are_scored_at_once(place, tmp_path):
+    flags = (f"--data_dir={place}/data", "--max_seq_length=16")
+    trained = read_results(place / "run" / "eval_results.txt")
+    status, _, err = command(
+        *("evaluate", place, *flags, f"--output_dir={tmp_path}")
+    )
+    assert status == 0, err
+    found = read_results(tmp_path / "eval_results.txt")
+    for name in ("eval_mean", "eval_accuracy_RTE", "eval_spearman_STS-B"):
+        assert found[name] == pytest.approx(trained[name], rel=1e-5)
+    assert "eval_accuracy_SST-2" in found
+    status, out, err = command(
+        *("evaluate", place, *flags, "--task_name=rte,stsb")
+    )
+    assert status == 0, err
+    assert "eval_accuracy_RTE = " in out
+    assert "SST-2" not in out
+
+
+def test_tasks_are_predicted_one_or_all(place, tmp_path):
+    flags = (f"--data_dir={place}/data", "--max_seq_length=16")
+    one = (*flags, "--task_name=STS-B", f"--output_dir={tmp_path}/one")
+    for more in (one, (*flags, f"--output_dir={tmp_path}/all")):
+        status, _, err = command("predict", place, *more)
         assert status == 0, err
-    assert (tmp_path / "SST-2.tsv").read_text().startswith("index\tprediction")
-    assert (tmp_path / "STS-B.tsv").exists()
+    names = [path.name for path in sorted((tmp_path / "all").iterdir())]
+    assert names == ["RTE.tsv", "SST-2.tsv", "STS-B.tsv"]
+    found = [tmp_path / name / "STS-B.tsv" for name in ("one", "all")]
+    assert found[0].read_text() == found[1].read_text()
 
 
 def test_a_task_s_part_is_cut_out(place, tmp_path):
@@ -296,9 +316,18 @@ def test_what_cannot_be_trained_is_refused(place, tmp_path, flags, message):
     ("name", "flags", "message"),
     [
         (
-            "evaluate",
+            "score",
             ["--data_dir=P/data", "--max_seq_length=16"],
             "Say which by --task_name",
+        ),
+        (
+            "evaluate",
+            [
+                "--data_dir=P/data",
+                "--max_seq_length=16",
+                "--task_name=rte,cola",
+            ],
+            "not on cola",
         ),
         ("shrink", ["--num_layers=1"], "Say which by --task_name"),
         ("shrink", ["--task_name=CoLA"], "Received: CoLA"),

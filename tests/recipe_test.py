@@ -83,6 +83,31 @@ def test_a_name_with_placeholders_is_a_stage_for_each_value(tmp_path):
     assert dotted[1].arguments == ("--y=out/a_2.5",)
 
 
+def test_a_default_stands_for_what_is_not_given(tmp_path):
+    text = (
+        "seed = 1, 2\nrate = 5e-5\nplace = {here}/x\n"
+        "a_{seed}: train --seed={seed} --learning_rate={rate} --x={place}"
+    )
+    found = read(tmp_path, text)
+    assert [stage.title for stage in found] == ["a_1", "a_2"]
+    expected = ("--learning_rate=5e-5", f"--x={tmp_path}/x")
+    assert found[1].arguments == ("--seed=2", *expected)
+    [found] = read(tmp_path, text, seed="3", rate="1e-4")
+    assert found.title == "a_3"
+    assert found.arguments[1] == "--learning_rate=1e-4"
+
+
+def test_a_default_may_be_one_of_each_choice(tmp_path):
+    text = "x_a = 1\nx_b = 2\nt_{name}: train --seed={x_{name}}"
+    found = read(tmp_path, text, name="a,b", x_b="3")
+    assert [s.arguments for s in found] == [("--seed=1",), ("--seed=3",)]
+
+
+def test_a_value_that_nothing_asks_for_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--set=sed=.*stands for {sed}"):
+        read(tmp_path, "seed = 1\na_{seed}: train", sed="2")
+
+
 def test_a_ticket_s_file_is_a_path_too(tmp_path):
     assert paths_of("tickets", "RTE:a/b.json,MRPC:c") == ["a/b.json", "c"]
     assert paths_of("tickets", ["RTE:a"]) == ["a"]

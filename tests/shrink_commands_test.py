@@ -79,6 +79,23 @@ def test_scores_say_what_they_were_computed_on(place):
     assert len(set(values)) == 4
 
 
+def test_a_part_of_the_training_set_is_scored_on(place, tmp_path):
+    status, _, err = score(
+        *(place, "--train_fraction=0.5", f"--output_dir={tmp_path}/a")
+    )
+    assert status == 0, err
+    found = Scores.load(tmp_path / "a" / "scores.npz")
+    assert found.about["examples"] == "12"
+    for wrong, message in (
+        ("--train_fraction=0", "must be above 0"),
+        ("--subset_seed=2", "needs --train_fraction"),
+        ("--train_fraction=0.01", "of 24 rows cannot be drawn"),
+    ):
+        status, _, err = score(place, wrong, f"--output_dir={tmp_path}/b")
+        assert status == 2
+        assert message in err
+
+
 def test_a_teacher_s_objective_gives_other_scores(place, tmp_path):
     status, _, err = score(
         place,

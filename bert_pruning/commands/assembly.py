@@ -15,6 +15,7 @@ from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.commands import multitask_flags
+from bert_pruning.commands import parts
 from bert_pruning.commands import pruning_flags
 from bert_pruning.compression import pruning
 from bert_pruning.compression.structure import Structure
@@ -54,7 +55,7 @@ def train():
     structure = None
     if FLAGS.structure:
         structure = Structure.load(FLAGS.structure)
-        checkpoint = inputs.cut(checkpoint, structure)
+        checkpoint = parts.cut(checkpoint, structure)
     dropout, of_tasks = multitask_flags.classifier_dropouts()
     dropout = of_tasks.get(task.name, dropout)
     if dropout is not None:
@@ -97,36 +98,66 @@ def train():
                 task.to_dict(),
             )
 
-        LOG.info(
-            "%d steps of %d examples, %d steps an epoch%s",
-            plan.num_steps,
-            FLAGS.train_batch_size,
-            plan.steps_per_epoch,
-            ", resumed" if run.is_resumed else "",
+        log_plan(plan, run)
+        results = run_training(
+            run,
+            task.title,
+            functools.partial(
+                builder.build,
+                checkpoint.config,
+                weights,
+                new_layers=checkpoint.new_layers,
+            ),
+            batches,
+            plan,
+            evaluate=_evaluation(task, dev_sets),
+            primary_metric=task.primary_metric,
+            save_model=save_model,
+            shrinking=builder.shrinking,
         )
-        with Summaries(
-            run.path("events"),
-            shared.flags_as_text(),
-            hyperparameters(task.title),
-        ) as summaries:
-            results = trainer.Trainer(
-                # Not kept here: when it is cut, it is to go.
-                builder.build(
-                    checkpoint.config,
-                    weights,
-                    new_layers=checkpoint.new_layers,
-                ),
-                batches,
-                plan,
-                run,
-                summaries,
-                _evaluation(task, dev_sets),
-                task.primary_metric,
-                save_model,
-                builder.shrinking,
-            ).train()
     run.finish(results)
     return run
+
+
+def log_plan(plan, run, parts=""):
+    """Says how much is to be done.
+
+    Args:
+        plan: `trainer.Plan`.
+        run: Run.
+        parts: str. Of what an epoch is made.
+    """
+    LOG.info(
+        "%d steps of %d examples, %d steps an epoch%s%s",
+        plan.num_steps,
+        FLAGS.train_batch_size,
+        plan.steps_per_epoch,
+        parts and f": {parts}",
+        ", resumed" if run.is_resumed else "",
+    )
+
+
+def run_training(run, title, build, batches, plan, **options):
+    """Trains a model, with TensorBoard's scalars beside it.
+
+    Args:
+        run: Run. Begun.
+        title: str. The tasks'.
+        build: function that returns the model. Called for the trainer alone:
+            a model that is cut is to go.
+        batches: what has `epoch`.
+        plan: `trainer.Plan`.
+        **options: The other arguments of `Trainer`.
+
+    Returns:
+        dict. The results of the best evaluation.
+    """
+    with Summaries(
+        run.path("events"), shared.flags_as_text(), _hyperparameters(title)
+    ) as summaries:
+        return trainer.Trainer(
+            build(), batches, plan, run, summaries, **options
+        ).train()
 
 
 class _ModelBuilder:
@@ -188,7 +219,7 @@ def _read_data(task, tokenizer):
     dev_sets = read_dev_sets(task, tokenizer)
     shared_options = batch_options()
     if FLAGS.aug_train is None:
-        _, train_set = inputs.read_encoded(task, "train", tokenizer)
+        train_set = inputs.read_train_set(task, tokenizer)
         return dev_sets, pipeline.TrainBatches(train_set, **shared_options)
     found = shards.find_shards(FLAGS.aug_train, task)
     found.check()
@@ -368,7 +399,7 @@ def prepare_device():
     return tf.distribute.get_strategy()
 
 
-def hyperparameters(title):
+def _hyperparameters(title):
     """Returns what TensorBoard compares runs of these tasks by."""
     names = (
         "learning_rate",

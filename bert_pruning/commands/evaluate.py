@@ -2,7 +2,8 @@
 
     python -m bert_pruning evaluate --init_checkpoint=runs/mrpc --data_dir=glue
 
-The task is the run's own; other checkpoints need --task_name.
+The task is the run's own, or all of a run of several; --task_name chooses.
+Other checkpoints need it.
 """
 
 import os
@@ -11,6 +12,7 @@ import time
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -37,11 +39,7 @@ def main():
     check_flags()
 
     from bert_pruning.commands import inputs
-    from bert_pruning.compression import costs
-    from bert_pruning.errors import UserError
-    from bert_pruning.modeling import bert
     from bert_pruning.training import run as runs
-    from bert_pruning.training.evaluation import Evaluator
 
     run = None
     if FLAGS.output_dir:
@@ -54,9 +52,31 @@ def main():
             )
         run = runs.Run(FLAGS.output_dir, shared.flags_as_text())
     inputs.find_gpus()
-    checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
-    task = inputs.evaluation_task(checkpoint)
-    model = inputs.restore_classifier(checkpoint, task)
+    models = [
+        (checkpoint, task, weights, _read_data(checkpoint, task))
+        for checkpoint, task, weights in inputs.load_models(
+            FLAGS.init_checkpoint
+        )
+    ]
+    results, primary = {}, []
+    for checkpoint, task, weights, dataset in models:
+        found = _evaluate(checkpoint.config, weights, task, dataset)
+        primary.append(found[task.primary_metric])
+        suffix = f"_{task.name}" if len(models) > 1 else ""
+        results.update({f"{name}{suffix}": x for name, x in found.items()})
+    if len(models) > 1:
+        results["eval_mean"] = sum(primary) / len(primary)
+    for name in sorted(results):
+        print(f"{name} = {results[name]}")
+    if run is not None:
+        run.begin()
+        run.write_results(results)
+    return 0
+
+
+def _read_data(checkpoint, task):
+    from bert_pruning.commands import inputs
+
     tokenizer = inputs.find_tokenizer(checkpoint)
     _, dataset = inputs.read_encoded(task, FLAGS.split, tokenizer)
     if dataset.labels is None:
@@ -64,16 +84,20 @@ def main():
             f"The {FLAGS.split} split of {task.name} has no labels; "
             "`predict` writes its submission file."
         )
+    return dataset
+
+
+def _evaluate(config, weights, task, dataset):
+    from bert_pruning.commands import inputs
+    from bert_pruning.compression import costs
+    from bert_pruning.modeling import bert
+    from bert_pruning.training.evaluation import Evaluator
+
+    model = inputs.build_classifier(config, weights, task)
     started = time.monotonic()
     results = Evaluator(model).evaluate(task, dataset, FLAGS.eval_batch_size)
     results["eval_time"] = round(time.monotonic() - started, 2)
     results["sparsity"] = costs.total(
-        checkpoint.weights[name]
-        for name in bert.encoder_kernels(checkpoint.config)
+        weights[name] for name in bert.encoder_kernels(config)
     ).sparsity
-    for name in sorted(results):
-        print(f"{name} = {results[name]}")
-    if run is not None:
-        run.begin()
-        run.write_results(results)
-    return 0
+    return results

@@ -69,6 +69,32 @@ def define_task_flags():
     )
 
 
+def define_subset_flags():
+    """Defines which part of the training set is used."""
+    flags.DEFINE_float(
+        "train_fraction",
+        1.0,
+        "Use this share of the training set, classes in their shares.",
+        0.0,
+        1.0,
+    )
+    flags.DEFINE_integer(
+        "subset_seed", 1, "Which rows --train_fraction takes.", 0, 2**31 - 1
+    )
+
+
+def check_subset():
+    """Checks that a part of the training set is one, and used.
+
+    Raises:
+        UserError: saying what to change.
+    """
+    if FLAGS.train_fraction == 0.0:
+        raise UserError("--train_fraction must be above 0. Received: 0.")
+    if is_changed("subset_seed") and FLAGS.train_fraction == 1.0:
+        raise UserError("--subset_seed needs --train_fraction below 1.")
+
+
 def define_precision_flag(note):
     """Defines the precision of the computation.
 

@@ -10,9 +10,9 @@ import tf_keras as keras
 from absl import flags
 
 from bert_pruning.commands import flags as shared
-from bert_pruning.compression import surgery
-from bert_pruning.compression.structure import Structure
+from bert_pruning.commands import parts
 from bert_pruning.data import pipeline
+from bert_pruning.data import subsets
 from bert_pruning.data import tasks
 from bert_pruning.data.tokenization import BertTokenizer
 from bert_pruning.errors import UserError
@@ -60,69 +60,51 @@ def _of_one_task(checkpoint):
             f"{checkpoint.path} was trained on {names}. Say which by "
             "--task_name."
         )
-    name = find_part(checkpoint, FLAGS.task_name)
+    name = parts.find_part(checkpoint, FLAGS.task_name)
     if name:
-        return task_part(checkpoint, name)
+        return parts.task_part(checkpoint, name)
     shared.LOG.info(
         "%s was trained on %s; its encoder alone is taken.",
         checkpoint.path,
         names,
     )
-    return dataclasses.replace(
-        checkpoint, weights=_without_classifiers(checkpoint.weights), tasks={}
-    )
+    return parts.shared_encoder(checkpoint)
 
 
-def find_part(checkpoint, name):
-    """Returns the task of a run of several that a name means, or None.
-
-    Models of one task may serve another: AX is answered by MNLI's.
-    """
-    if "," in name or name.lower() == "custom":
-        return None
-    task = tasks.get_task(name)
-    names = (task.name, task.model_task)
-    return next((n for n in names if n in checkpoint.tasks), None)
-
-
-def _without_classifiers(weights):
-    return {
-        name: array
-        for name, array in weights.items()
-        if not name.startswith("classifier_")
-    }
-
-
-def task_part(checkpoint, name):
-    """Returns the model of one task of a run of several, cut to its ticket.
+def load_models(path):
+    """Loads a fine-tuned checkpoint for each task that the flags ask for.
 
     Args:
-        checkpoint: Checkpoint.
-        name: str. The task's.
-    """
-    about = checkpoint.tasks[name]
-    weights = _without_classifiers(checkpoint.weights)
-    for part in ("kernel", "bias"):
-        stored = checkpoint.weights[f"classifier_{name}/{part}"]
-        weights[f"classifier/{part}"] = stored
-    part = dataclasses.replace(
-        checkpoint, weights=weights, task=about["task"], tasks={}
-    )
-    if about["structure"] is None:
-        return part
-    return cut(part, Structure.from_dict(about["structure"], checkpoint.path))
+        path: str. Of a run of several tasks, each task's own part is loaded:
+            those of --task_name, or all.
 
-
-def cut(checkpoint, structure):
-    """Returns the part of a checkpoint that a structure keeps.
+    Returns:
+        A list of `Checkpoint`, its `Task`, and its weights, outputs in the
+        order of the task's labels.
 
     Raises:
-        UserError: if the structure is one of another shape.
+        UserError: if it was not trained on one of them.
     """
-    config, weights = surgery.shrink(
-        checkpoint.config, checkpoint.weights, structure
-    )
-    return dataclasses.replace(checkpoint, config=config, weights=weights)
+    checkpoint = checkpoints.load_checkpoint(path)
+    names = (FLAGS.task_name or ",".join(checkpoint.tasks)).split(",")
+    if checkpoint.tasks and len(names) > 1:
+        shared.check_length(checkpoint.config)
+        shared.refuse_custom_flags()
+        found = [_part_for(checkpoint, name.strip()) for name in names]
+    else:
+        checkpoint = load_checkpoint(path)
+        found = [(checkpoint, evaluation_task(checkpoint))]
+    return [(*each, classifier_weights(*each)) for each in found]
+
+
+def _part_for(checkpoint, name):
+    part = parts.find_part(checkpoint, name)
+    if part is None:
+        raise UserError(
+            f"{checkpoint.path} was trained on {', '.join(checkpoint.tasks)}, "
+            f"not on {name}."
+        )
+    return parts.task_part(checkpoint, part), tasks.get_task(name)
 
 
 def find_tokenizer(checkpoint):
@@ -149,6 +131,17 @@ def read_encoded(task, split, tokenizer):
         skipped,
     )
     return examples, dataset
+
+
+def read_train_set(task, tokenizer):
+    """Reads the training set, or what the flags take of it, and encodes it."""
+    _, dataset = read_encoded(task, "train", tokenizer)
+    found = subsets.draw_subset(
+        dataset, FLAGS.train_fraction, FLAGS.subset_seed
+    )
+    if len(found) < len(dataset):
+        shared.LOG.info("%s train: %d of them", task.title, len(found))
+    return found
 
 
 def restore_classifier(checkpoint, task):

@@ -21,9 +21,7 @@ from bert_pruning.data.pipeline import TrainBatches
 from bert_pruning.modeling import bert
 from bert_pruning.modeling import checkpoints
 from bert_pruning.training import multitask
-from bert_pruning.training import trainer
 from bert_pruning.training.run import Run
-from bert_pruning.training.summaries import Summaries
 
 FLAGS = flags.FLAGS
 LOG = shared.LOG
@@ -57,7 +55,7 @@ def train():
     mixture = Mixture(
         [
             TrainBatches(
-                inputs.read_encoded(task, "train", tokenizer)[1],
+                inputs.read_train_set(task, tokenizer),
                 **assembly.batch_options(),
             )
             for task in tasks
@@ -96,27 +94,20 @@ def train():
             tasks=about,
         )
 
-    LOG.info(
-        "%d steps of %d examples, %d steps an epoch: %s%s",
-        plan.num_steps,
-        FLAGS.train_batch_size,
-        plan.steps_per_epoch,
-        ", ".join(
-            f"{task.name} {count}"
-            for task, count in zip(tasks, mixture.counts, strict=True)
-        ),
-        ", resumed" if run.is_resumed else "",
+    counts = zip(gates.names, mixture.counts, strict=True)
+    assembly.log_plan(
+        plan, run, ", ".join(f"{name} {count}" for name, count in counts)
     )
-    title = ",".join(gates.names)
-    with Summaries(
-        run.path("events"),
-        shared.flags_as_text(),
-        assembly.hyperparameters(title),
-    ) as summaries:
-        results = trainer.Trainer(
-            *(model, mixture, plan, run, summaries, evaluate),
-            *("eval_mean", save_model),
-        ).train()
+    results = assembly.run_training(
+        run,
+        ",".join(gates.names),
+        lambda: model,
+        mixture,
+        plan,
+        evaluate=evaluate,
+        primary_metric="eval_mean",
+        save_model=save_model,
+    )
     run.finish({**results, **sizes})
     return run
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.commands import settings
 from bert_pruning.compression.tickets import KINDS
 from bert_pruning.errors import UserError
 from bert_pruning.training.run import RESUMABLE_FLAGS
@@ -107,7 +108,7 @@ def _find_runs(folder):
 
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.")
-    settings, first = None, None
+    expected, first = None, None
     for directory in sorted(folder.iterdir()):
         if not all(
             (directory / name).exists()
@@ -117,16 +118,16 @@ def _find_runs(folder):
         flags_of = parse_flags((directory / "flags.cfg").read_text())
         seed = int(flags_of.get("seed", 0))
         others = {
-            name: value
+            name: settings.whole_value(name, value)
             for name, value in flags_of.items()
             if name not in RESUMABLE_FLAGS | {"seed", "structure"}
         }
-        if settings is None:
-            settings, first = others, directory
+        if expected is None:
+            expected, first = others, directory
         differing = [
             f"--{name}"
-            for name in sorted(settings.keys() | others.keys())
-            if settings.get(name) != others.get(name)
+            for name in sorted(expected.keys() | others.keys())
+            if expected.get(name) != others.get(name)
         ]
         if differing:
             raise UserError(

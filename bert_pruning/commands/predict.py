@@ -39,19 +39,19 @@ def main():
     from bert_pruning.training.evaluation import Evaluator
 
     inputs.find_gpus()
-    checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
-    task = inputs.evaluation_task(checkpoint)
-    model = inputs.restore_classifier(checkpoint, task)
-    tokenizer = inputs.find_tokenizer(checkpoint)
-    splits = [FLAGS.split] if FLAGS.split else _test_splits(task)
-    read = {
-        split: inputs.read_encoded(task, split, tokenizer) for split in splits
-    }
-    for split, (examples, _) in read.items():
-        check_submission(task, split, examples.ids, FLAGS.output_dir)
-    evaluator = Evaluator(model)
-    for split, (examples, dataset) in read.items():
-        logits = evaluator.predict(dataset, FLAGS.eval_batch_size)
+    found = []
+    for checkpoint, task, weights in inputs.load_models(FLAGS.init_checkpoint):
+        tokenizer = inputs.find_tokenizer(checkpoint)
+        for split in [FLAGS.split] if FLAGS.split else _test_splits(task):
+            read = inputs.read_encoded(task, split, tokenizer)
+            check_submission(task, split, read[0].ids, FLAGS.output_dir)
+            found.append((checkpoint.config, weights, task, split, *read))
+    evaluators = {}
+    for config, weights, task, split, examples, dataset in found:
+        if task.name not in evaluators:
+            model = inputs.build_classifier(config, weights, task)
+            evaluators[task.name] = Evaluator(model)
+        logits = evaluators[task.name].predict(dataset, FLAGS.eval_batch_size)
         path = write_submission(
             task, split, logits, examples.ids, FLAGS.output_dir
         )

@@ -16,8 +16,11 @@ with its flags but --output_dir:
 case) and what --set gives are replaced likewise. A name with placeholders is a
 stage for each of their values, which --set gives with commas between:
 
+    seed = 1,2,3
     full_{seed}: train --seed={seed} --init_checkpoint={init_checkpoint}
     scores_{seed}: score --init_checkpoint={full_{seed}}
+
+The first line is what {seed} stands for unless --set says otherwise.
 
 Lines may be continued by a backslash; # begins a comment. All flags are checked
 before the first stage, finished stages are skipped, and a killed one is
@@ -51,7 +54,11 @@ COMMANDS = (
     *("train", "evaluate", "predict", "score", "shrink", "tickets", "augment"),
 )
 
+# What stands for a flag, used or not.
+_FROM_FLAGS = {"task_name", "task", "data_dir", "init_checkpoint"}
+
 _LINE = re.compile(r"([\w{}-]+)\s*:\s*(.*)")
+_DEFAULT = re.compile(r"([\w.-]+)\s*=\s*(.*)")
 _PLACEHOLDER = re.compile(r"\{([\w.-]+)\}")
 
 
@@ -111,12 +118,19 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
 
     Raises:
         UserError: with file and line, if a line cannot be read, names an
-            unknown command, or has a placeholder that stands for nothing.
+            unknown command, or has a placeholder that stands for nothing; or
+            if one that --set gives is not in the recipe.
     """
+    given = values.keys() - _FROM_FLAGS
     values = {**values, "here": str(Path(path).parent)}
-    stages = []
+    stages, used = [], set()
     for number, line in _lines(path):
         where = f"{path}:{number}"
+        default = _DEFAULT.fullmatch(line)
+        if default is not None:
+            used.add(default[1])
+            values.setdefault(default[1], _fill(default[2], values, where))
+            continue
         match = _LINE.fullmatch(line)
         if match is None:
             raise UserError(
@@ -124,16 +138,18 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
                 f"{line}"
             )
         try:
-            parts = shlex.split(match[2])
+            words = shlex.split(match[2])
         except ValueError as error:
             raise UserError(f"{where}: {error}. Received: {line}") from error
         for choice in _choices(match[1], values, where):
             name = _fill(match[1], choice, where)
             if values.get(name) is not None:
                 raise UserError(f"{where}: the name {name} is taken.")
+            parts = [_choose(part, choice) for part in words]
+            used.update(_PLACEHOLDER.findall(" ".join([match[1], *parts])))
             # Filled after the split: values may hold spaces.
             command, *arguments = [
-                _fill(_choose(part, choice), values, where) for part in parts
+                _fill(part, values, where) for part in parts
             ] or [""]
             if command not in COMMANDS:
                 raise UserError(
@@ -145,6 +161,10 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
             values[name] = str(directory)
     if not stages:
         raise UserError(f"{path} has no stages.")
+    for name in sorted(given - used):
+        raise UserError(
+            f"--set={name}=...: nothing in {path} stands for {{{name}}}."
+        )
     return stages
 
 

@@ -22,6 +22,7 @@ _FROM_WEIGHTS = ("magnitude", "random")
 def define_flags():
     """Defines the flags of `score`."""
     shared.define_data_flags()
+    shared.define_subset_flags()
     distillation_flags.define()
     flags.DEFINE_string("init_checkpoint", None, "The model.")
     flags.DEFINE_string("output_dir", None, "Receives scores.npz.")
@@ -88,6 +89,7 @@ def check_flags():
     if FLAGS.method not in _FROM_WEIGHTS:
         shared.require("data_dir")
     shared.check_finite()
+    shared.check_subset()
     shared.check_separate(
         FLAGS.output_dir, "init_checkpoint", "teacher_checkpoint"
     )
@@ -112,7 +114,7 @@ def _score_on_data(checkpoint, about, run):
         matches = distillation_flags.build_matches(checkpoint.config, loaded[0])
         teacher = inputs.build_classifier(*loaded, task)
     tokenizer = inputs.find_tokenizer(checkpoint)
-    _, dataset = inputs.read_encoded(task, "train", tokenizer)
+    dataset = inputs.read_train_set(task, tokenizer)
     batches = TrainBatches(
         dataset, FLAGS.train_batch_size, FLAGS.seed, drop_remainder=False
     )

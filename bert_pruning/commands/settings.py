@@ -41,9 +41,7 @@ def read(flagfile: str, defaults: Mapping[str, str]) -> dict[str, str]:
     """
     found = {**defaults, **parse_flags(flagfile)}
     return {
-        name: _whole_paths(name, found[name])
-        if name in PATH_FLAGS
-        else found[name]
+        name: whole_value(name, found[name])
         for name in defaults
         if name not in RESUMABLE_FLAGS
     }
@@ -82,7 +80,10 @@ def differences(
     ]
 
 
-def _whole_paths(name, value):
+def whole_value(name: str, value: str) -> str:
+    """Spells the paths in a flag's value so that they can be compared."""
+    if name not in PATH_FLAGS:
+        return value
     if name != "tickets":
         return whole_path(value)
     items = [item.partition(":") for item in value.split(",") if item]

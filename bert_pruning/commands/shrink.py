@@ -14,6 +14,7 @@ import os
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.commands import parts
 from bert_pruning.commands import pruning_flags
 from bert_pruning.errors import UserError
 
@@ -140,16 +141,14 @@ def check_flags():
 
 
 def _part_of_task(checkpoint):
-    from bert_pruning.commands import inputs
-
-    name = FLAGS.task_name and inputs.find_part(checkpoint, FLAGS.task_name)
+    name = FLAGS.task_name and parts.find_part(checkpoint, FLAGS.task_name)
     if not name:
         raise UserError(
             f"{checkpoint.path} was trained on {', '.join(checkpoint.tasks)}. "
             "Say which by --task_name. Received: "
             f"{FLAGS.task_name or 'none'}."
         )
-    return inputs.task_part(checkpoint, name)
+    return parts.task_part(checkpoint, name)
 
 
 def _find_structure(checkpoint):

@@ -27,6 +27,7 @@ FLAGS = flags.FLAGS
 def define_flags():
     """Defines the flags of `train`."""
     shared.define_data_flags()
+    shared.define_subset_flags()
     text, number, real = (
         flags.DEFINE_string,
         flags.DEFINE_integer,
@@ -125,6 +126,12 @@ def check_flags():
         *("init_checkpoint", "teacher_checkpoint", "aug_train", "structure"),
         "tickets",
     )
+    shared.check_subset()
+    if FLAGS.aug_train and FLAGS.train_fraction < 1.0:
+        raise UserError(
+            "--train_fraction takes a part of the task's training file; "
+            "--aug_train is used whole. Leave one out."
+        )
     distillation_flags.check()
     pruning_flags.check()
     multitask_flags.check()

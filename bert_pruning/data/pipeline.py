@@ -60,6 +60,22 @@ class EncodedDataset:
         """int32 array [rows]. Tokens in each row."""
         return np.diff(self.offsets).astype(np.int32)
 
+    def take(self, rows: np.ndarray) -> "EncodedDataset":
+        """Returns some of the rows as a data set of their own.
+
+        Args:
+            rows: int array. Which rows, in their new order.
+        """
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])])
+        starts = np.repeat(self.offsets[rows] - offsets[:-1], np.diff(offsets))
+        return dataclasses.replace(
+            self,
+            token_ids=self.token_ids[starts + np.arange(offsets[-1])],
+            offsets=offsets,
+            type_boundaries=self.type_boundaries[rows],
+            labels=None if self.labels is None else self.labels[rows],
+        )
+
     def batch(
         self, rows: np.ndarray, pad_multiple: int = 8, pad_to: int | None = None
     ) -> dict[str, np.ndarray]:

@@ -1,0 +1,48 @@
+"""A part of a training set, for experiments with few data."""
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from bert_pruning.data.pipeline import EncodedDataset
+from bert_pruning.errors import UserError
+
+
+def draw_subset(
+    dataset: EncodedDataset, fraction: float, seed: int
+) -> EncodedDataset:
+    """Draws a part of the rows; classes keep their shares.
+
+    Args:
+        dataset: EncodedDataset. Labelled; scores are drawn from alike.
+        fraction: float in (0, 1]. Of the rows; 1: all of them.
+        seed: int. The same seed and fraction draw the same rows.
+
+    Returns:
+        An `EncodedDataset` of the drawn rows, in their order.
+
+    Raises:
+        UserError: if too few rows or a class of one row make it impossible.
+
+    Example:
+
+    ```python
+    tenth = draw_subset(train_set, 0.1, seed=1)
+    ```
+    """
+    if fraction == 1.0:
+        return dataset
+    count = round(len(dataset) * fraction)
+    is_class = dataset.labels.dtype.kind == "i"
+    try:
+        rows, _ = train_test_split(
+            np.arange(len(dataset)),
+            train_size=count,
+            random_state=seed,
+            stratify=dataset.labels if is_class else None,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--train_fraction={fraction} of {len(dataset)} rows cannot be "
+            f"drawn: {error}"
+        ) from error
+    return dataset.take(np.sort(rows))
