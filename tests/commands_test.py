@@ -628,6 +628,50 @@ def test_an_output_directory_that_cannot_be_written_is_named(refused, tmp_path):
         assert f"{path}" in refused(output_dir=path)
 
 
+def test_the_zeros_of_a_sparse_run_are_kept(place, tmp_path):
+    flags = ("--pruning=magnitude", "--sparsity=0.75", "--pruning_end=0.5")
+    status, _, err = train(place, *flags, f"--output_dir={tmp_path}/sparse")
+    assert status == 0, err
+    flags = ("--pruning=lock", "--sparsity=0.7", "--weight_decay=0.1")
+    status, _, err = train(
+        *(place, *flags, f"--output_dir={tmp_path}/locked"),
+        f"--init_checkpoint={tmp_path}/sparse",
+    )
+    assert status == 0, err
+    before = load_checkpoint(str(tmp_path / "sparse"))
+    after = load_checkpoint(str(tmp_path / "locked"))
+    for name in bert.encoder_kernels(before.config):
+        one, other = before.weights[name], after.weights[name]
+        np.testing.assert_array_equal(one == 0, other == 0, name)
+        assert (one != other).any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--pruning=lock"], "this one is dense"),
+        (["--lr_schedule=rewind"], "needs --pruning=magnitude"),
+        (["--pruning_regrowth=shadow"], "needs --pruning=magnitude"),
+        (
+            [
+                *("--pruning=magnitude", "--sparsity=0.5"),
+                *("--pruning_update_end=0.2", "--pruning_end=0.5"),
+                "--pruning_regrowth=shadow",
+            ],
+            "--pruning_update_end must not be before",
+        ),
+    ],
+)
+def test_ways_to_prune_that_cannot_be_are_refused(
+    place, tmp_path, flags, message
+):
+    run = tmp_path / "run"
+    status, _, err = train(place, *flags, f"--output_dir={run}")
+    assert status == 2
+    assert message in err
+    assert not run.exists() or not any(run.iterdir())
+
+
 def test_a_loss_that_diverges_stops_with_the_step(place, tmp_path):
     status, _, err = train(
         place,

@@ -230,6 +230,28 @@ def test_without_a_warm_up_the_first_rate_is_the_peak():
         assert float(schedule(0)) == pytest.approx(5e-5)
 
 
+def test_the_rate_is_rewound_while_the_sparsity_rises():
+    schedule = WarmupSchedule(
+        *(1.0, 100_000, 1_000, "rewind"), ramp=(0, 50_000, 1_000)
+    )
+    published = {
+        **{999: 0.999, 1_000: 1.0204, 1_999: 1.00002, 2_000: 1.0204},
+        **{50_000: 1.0204, 60_000: 0.8163, 75_000: 0.5102, 80_000: 0.4082},
+        100_000: 0.0,
+    }
+    for step, rate in published.items():
+        assert float(schedule(step)) == pytest.approx(rate, abs=6e-5)
+    later = WarmupSchedule(1.0, 100, 0, "rewind", ramp=(20, 60, 10))
+    # A line of 60 steps, from which the ramp's 40 are left out.
+    rates = [float(later(step)) for step in (0, 10, 20, 29, 30, 59, 60, 100)]
+    expected = [60, 50, 40, 31, 40, 31, 40, 0]
+    assert rates == pytest.approx([value / 60 for value in expected])
+    again = WarmupSchedule.from_config(later.get_config())
+    assert float(again(35)) == float(later(35))
+    with pytest.raises(ValueError, match="needs one"):
+        WarmupSchedule(1.0, 100, decay="rewind")
+
+
 def test_a_run_of_warm_up_alone_is_no_division_by_zero():
     schedule = WarmupSchedule(1.0, num_steps=4, warmup_steps=4)
     values = [float(schedule(step)) for step in range(6)]

@@ -19,10 +19,10 @@ from tiny_training import make_dataset
 from tiny_training import weight_metrics
 
 from bert_pruning.compression import costs
+from bert_pruning.compression.masks import kept_count
 from bert_pruning.compression.pruning import Pruner
 from bert_pruning.compression.pruning import wrap
 from bert_pruning.compression.sparsity import Sparsity
-from bert_pruning.compression.sparsity import kept_count
 from bert_pruning.data.pipeline import TrainBatches
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
@@ -312,6 +312,19 @@ def crash_at(trainer, place, call):
         return action(*args, **kwargs)
 
     setattr(owner, name, crashing)
+
+
+def test_a_run_that_regrows_weights_resumes_with_their_shadows(tmp_path):
+    options = {**PRUNED, "regrowth": "shadow", "update_end_step": 7}
+    trainer = make_trainer(tmp_path / "whole", **options)
+    whole = trainer, trainer.train()
+    for call in (4, 2):
+        trainer = make_trainer(tmp_path / "stopped", **options)
+        crash_at(trainer, "step", call)
+        with pytest.raises(Crash):
+            trainer.train()
+    trainer = make_trainer(tmp_path / "stopped", **options)
+    assert_same_run((trainer, trainer.train()), whole)
 
 
 def test_a_run_that_stops_anywhere_ends_as_if_it_had_not(tmp_path):

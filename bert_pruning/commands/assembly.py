@@ -63,7 +63,7 @@ def train():
             checkpoint.config, classifier_dropout=dropout
         )
         checkpoint = dataclasses.replace(checkpoint, config=config)
-    pruning_flags.check_model(checkpoint.config)
+    pruning_flags.check_model(checkpoint)
     teacher = inputs.load_teacher(checkpoint, task)
     if teacher is not None:
         pruning_flags.check_teacher(checkpoint.config, teacher[0])
@@ -72,7 +72,7 @@ def train():
     builder = _ModelBuilder(
         task,
         plan.num_steps,
-        pruning_flags.build_sparsity(plan.num_steps),
+        pruning_flags.build_sparsity(checkpoint, plan.num_steps),
         pruning_flags.build_shrinkage(checkpoint.config, plan.num_steps),
     )
     # Whatever could be wrong has been looked at; now replace what was there.
@@ -209,7 +209,9 @@ class _ModelBuilder:
             jit_compile=FLAGS.jit_compile,
             config=config,
         )
-        model.compile(build_optimizer(student, self.num_steps, start))
+        model.compile(
+            build_optimizer(student, self.num_steps, start, self.sparsity)
+        )
         return model
 
 
@@ -290,14 +292,18 @@ def wrap_for_pruning(student, sparsity):
     return student, pruning.Pruner(student, sparsity)
 
 
-def build_optimizer(student, num_steps, start=0):
+def build_optimizer(student, num_steps, start=0, sparsity=None):
     """Builds the optimizer of the flags; see `optimization`."""
+    ramp = None
+    if FLAGS.lr_schedule == "rewind":
+        ramp = (sparsity.begin_step, sparsity.end_step, sparsity.frequency)
     schedule = optimization.WarmupSchedule(
         FLAGS.learning_rate,
         num_steps,
         int(num_steps * FLAGS.warmup_proportion),
         FLAGS.lr_schedule,
         start,
+        ramp,
     )
     return optimization.build_optimizer(
         student,

@@ -50,7 +50,7 @@ def train():
         for task in tasks
     }
     gates = multitask.Tickets(checkpoint.config, structures)
-    pruning_flags.check_model(checkpoint.config)
+    pruning_flags.check_model(checkpoint)
     dev_sets = [assembly.read_dev_sets(task, tokenizer) for task in tasks]
     mixture = Mixture(
         [
@@ -64,7 +64,7 @@ def train():
         FLAGS.sampling_temperature,
     )
     plan = assembly.plan_for(mixture)
-    sparsity = pruning_flags.build_sparsity(plan.num_steps)
+    sparsity = pruning_flags.build_sparsity(checkpoint, plan.num_steps)
     sizes = _sizes(checkpoint.config, structures)
     for name, share in sizes.items():
         LOG.info("%s = %.2f", name, share)
@@ -132,7 +132,9 @@ def _build(checkpoint, tasks, gates, num_steps, sparsity):
         jit_compile=FLAGS.jit_compile,
         config=config,
     )
-    model.compile(assembly.build_optimizer(student, num_steps))
+    model.compile(
+        assembly.build_optimizer(student, num_steps, sparsity=sparsity)
+    )
     return model
 
 

@@ -93,7 +93,7 @@ def check():
     for name in ("teacher_checkpoint", "aug_train", "structure"):
         if FLAGS[name].value:
             raise UserError(f"--{name} is for one task. Received: several.")
-    if FLAGS.pruning not in ("none", "magnitude"):
+    if FLAGS.pruning in ("width", "depth"):
         raise UserError(
             f"--pruning={FLAGS.pruning} is for one task. Received: several."
         )

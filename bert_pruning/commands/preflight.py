@@ -77,7 +77,7 @@ def check(sweep: Sweep) -> dict[str, Task]:
                 _set_flags(stage)
                 shared.check_length(checkpoint.config)
                 resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
-                pruning_flags.check_model(checkpoint.config)
+                pruning_flags.check_model(checkpoint)
                 # The teacher is fine-tuned from the same checkpoint.
                 pruning_flags.check_teacher(
                     checkpoint.config, checkpoint.config

@@ -1,6 +1,6 @@
 """How a model is made smaller while it trains, by flags.
 
-sparsity = build_sparsity(num_steps)
+sparsity = build_sparsity(checkpoint, num_steps)
 shrinkage = build_shrinkage(checkpoint.config, num_steps)
 """
 
@@ -31,7 +31,11 @@ _USES = {
         "sparsity_m_by_n",
         "block_size",
         "block_pooling_type",
+        "pruning_distribution",
+        "pruning_regrowth",
+        "pruning_update_end",
     ),
+    "lock": ("sparsity",),
     "width": (
         "keep_heads",
         "pruning_end",
@@ -62,14 +66,15 @@ def define():
         "none",
         ["none", *_USES],
         "magnitude: zeroes weights of the encoder's kernels gradually, to "
-        "--sparsity. width: cuts heads out, one a time, with neurons and the "
-        "rank of the embeddings beside them. depth: drops the topmost layer, "
-        "one a time.",
+        "--sparsity. lock: keeps the zeros of a sparse checkpoint. width: cuts "
+        "heads out, one a time, with neurons and the rank of the embeddings "
+        "beside them. depth: drops the topmost layer, one a time.",
     )
     real(
         "sparsity",
         None,
-        "Share of zeros in each kernel at the end; needs --pruning=magnitude.",
+        "Share of zeros in each kernel at the end; of --pruning=lock, what "
+        "the checkpoint must have at least.",
     )
     real("initial_sparsity", 0.0, "At the start; = --sparsity: one-shot.")
     real("pruning_begin", 0.0, "Where the ramp begins, as a share of steps.")
@@ -88,6 +93,26 @@ def define():
     text("block_size", "1x1", "Blocks that are pruned as one, such as 4x1.")
     flags.DEFINE_enum(
         "block_pooling_type", "AVG", ["AVG", "MAX"], "A block's magnitude."
+    )
+    flags.DEFINE_enum(
+        "pruning_distribution",
+        sparsity.DISTRIBUTIONS[0],
+        sparsity.DISTRIBUTIONS,
+        "uniform: each kernel is as sparse. global: one threshold for all. "
+        "erdos_renyi: small kernels keep more.",
+    )
+    flags.DEFINE_enum(
+        "pruning_regrowth",
+        sparsity.REGROWTHS[0],
+        sparsity.REGROWTHS,
+        "none: a pruned weight is zero for good. shadow: its value is kept and "
+        "may come back. straight_through: its gradient moves that value on.",
+    )
+    real(
+        "pruning_update_end",
+        None,
+        "With --pruning_regrowth, where the masks change last, as a share of "
+        "steps; default: --pruning_end.",
     )
     define_shape()
     text(
@@ -152,13 +177,19 @@ def check():
         if name not in used and shared.is_changed(name):
             methods = [m for m, used in _USES.items() if name in used]
             raise UserError(f"--{name} needs --pruning={' or '.join(methods)}.")
-    if not used:
+    if FLAGS.pruning in ("none", "lock"):
         return
     needed = used[0]
     if FLAGS[needed].value is None:
         raise UserError(
             f"--pruning={FLAGS.pruning} needs --{needed}, such as "
             f"{_EXAMPLES[needed]}."
+        )
+    update_end = FLAGS.pruning_update_end
+    if update_end is not None and not 0.0 < update_end <= 1.0:
+        raise UserError(
+            "--pruning_update_end is a share of the training. Received: "
+            f"{update_end}."
         )
     if not 0.0 <= FLAGS.pruning_begin <= FLAGS.pruning_end <= 1.0:
         raise UserError(
@@ -172,13 +203,15 @@ def check():
             "share of the training in which the model is cut. It trains on "
             f"at its final size. Received: {FLAGS.pruning_end}."
         )
-    build_sparsity(FLAGS.max_steps)
+    if FLAGS.pruning == "magnitude":
+        _gradual_sparsity(FLAGS.max_steps)
 
 
-def build_sparsity(num_steps=None):
-    """Returns what the flags say of pruning by magnitude.
+def build_sparsity(checkpoint, num_steps=None):
+    """Returns what the flags say of zeros in kernels.
 
     Args:
+        checkpoint: Checkpoint. To begin with.
         num_steps: int or None. Optimizer steps of the run; None: not known
             yet, so that how often the masks change cannot be checked.
 
@@ -186,10 +219,24 @@ def build_sparsity(num_steps=None):
         A `Sparsity`, or None without this kind of pruning.
 
     Raises:
-        UserError: if the flags contradict each other.
+        UserError: if the flags contradict each other or the checkpoint.
     """
-    if FLAGS.pruning != "magnitude":
-        return None
+    if FLAGS.pruning == "magnitude":
+        return _gradual_sparsity(num_steps)
+    if FLAGS.pruning == "lock":
+        return sparsity.find_pattern(
+            {
+                name.removesuffix("/kernel"): array
+                for name, array in checkpoint.weights.items()
+                if name.endswith("/kernel")
+                and name.startswith(("layer_", "pooler"))
+            },
+            FLAGS.sparsity,
+        )
+    return None
+
+
+def _gradual_sparsity(num_steps):
     frequency = FLAGS.pruning_frequency
     if num_steps is None:
         num_steps, frequency = _SYMBOLIC_STEPS, 0
@@ -198,6 +245,10 @@ def build_sparsity(num_steps=None):
         options["targets"] = tuple(FLAGS.prune_targets)
     if FLAGS.sparsity_m_by_n:
         options["m_by_n"] = shared.pair("sparsity_m_by_n")
+    if FLAGS.pruning_update_end is not None:
+        options["update_end_step"] = math.ceil(
+            num_steps * FLAGS.pruning_update_end
+        )
     return sparsity.Sparsity(
         final=FLAGS.sparsity,
         initial=FLAGS.initial_sparsity,
@@ -206,6 +257,8 @@ def build_sparsity(num_steps=None):
         frequency=frequency,
         block_size=shared.pair("block_size"),
         block_pooling_type=FLAGS.block_pooling_type,
+        distribution=FLAGS.pruning_distribution,
+        regrowth=FLAGS.pruning_regrowth,
         **options,
     )
 
@@ -258,23 +311,23 @@ def check_teacher(config, teacher):
         distillation_flags.build_matches(shape, teacher)
 
 
-def check_model(config):
+def check_model(checkpoint):
     """Checks the flags of pruning against a model that is not built yet.
 
     Args:
-        config: BertConfig. Its shape.
+        checkpoint: Checkpoint. To begin with.
 
     Raises:
         UserError: if they contradict each other or the model.
     """
-    shapes_of(config)
-    pruning = build_sparsity(FLAGS.max_steps)
+    shapes_of(checkpoint.config)
+    pruning = build_sparsity(checkpoint, FLAGS.max_steps)
     if pruning is None:
         return
     # The classifier's columns, the task's classes, are not known yet.
     kernels = {
         row.name.removesuffix("/kernel"): row.shape
-        for row in names.weight_table(config, "huggingface")
+        for row in names.weight_table(checkpoint.config, "huggingface")
         if row.name.endswith("/kernel")
         and row.group in (None, "pooler", "classifier")
     }

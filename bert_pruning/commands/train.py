@@ -61,9 +61,10 @@ def define_flags():
     flags.DEFINE_enum(
         "lr_schedule",
         "linear",
-        ["linear", "constant", "official"],
-        "After the warm-up: linear from the peak to zero, constant, or the "
-        "official BERT code's, which drops by the warm-up's share first.",
+        ["linear", "constant", "official", "rewind"],
+        "After the warm-up: linear from the peak to zero; constant; the "
+        "official BERT code's, which drops by the warm-up's share first; or "
+        "linear, begun anew at each update while the sparsity rises.",
     )
     flags.DEFINE_enum(
         "optimizer",
@@ -135,6 +136,11 @@ def check_flags():
     distillation_flags.check()
     pruning_flags.check()
     multitask_flags.check()
+    if FLAGS.lr_schedule == "rewind" and FLAGS.pruning != "magnitude":
+        raise UserError(
+            "--lr_schedule=rewind begins anew when the sparsity rises, and "
+            "needs --pruning=magnitude."
+        )
     if FLAGS.max_steps is None and FLAGS.num_train_epochs <= 0:
         raise UserError(
             "--num_train_epochs must be positive. Received: "

@@ -21,45 +21,67 @@ from tensorflow_model_optimization.python.core.sparsity.keras import (
 )
 
 from bert_pruning.compression import costs
+from bert_pruning.compression import masks
 from bert_pruning.compression.sparsity import find_targets
-from bert_pruning.compression.sparsity import magnitude_mask
 from bert_pruning.modeling import bert
 
 
 class MagnitudePruning(pruning_impl.Pruning):
-    """tfmot's mask logic with a selected threshold, driven from outside.
+    """tfmot's mask of one kernel, selected and driven from outside.
 
     The block and m-by-n patterns are tfmot's own.
     """
 
-    sparsity = 0.0
+    _kept = 0
 
     def conditional_mask_update(self):
         # `Pruner.update` changes the masks between steps.
         return tf.no_op()
 
     def weight_mask_op(self):
-        # `Pruner.apply_masks` has masked the kernels after the last step.
+        # `Pruner` has masked the kernels after the last step.
         return tf.no_op()
 
-    def update(self, sparsity):
-        """Computes and assigns the masks for one sparsity."""
-        self.sparsity = sparsity
-        for weight, mask, threshold in self._pruning_vars:
-            if self._block_size == [1, 1] and not self._sparsity_m_by_n:
-                limit, selected = magnitude_mask(
-                    weight.numpy(), sparsity, mask.numpy()
-                )
-            else:
-                limit, selected = self._maybe_update_block_mask(
-                    tf.convert_to_tensor(weight.numpy())
-                )
-                selected = np.logical_and(selected, mask.numpy())
-            threshold.assign(limit)
-            mask.assign(np.asarray(selected, np.float32))
+    @property
+    def kernel(self):
+        return self._pruning_vars[0][0]
+
+    @property
+    def mask(self):
+        return self._pruning_vars[0][1]
+
+    def assign(self, threshold, selected):
+        """Sets the mask."""
+        _, mask, limit = self._pruning_vars[0]
+        limit.assign(threshold)
+        mask.assign(np.asarray(selected, np.float32))
+
+    def select(self, weights, kept, mask):
+        """Selects the weights that stay, or the blocks.
+
+        Args:
+            weights: array. What they are selected by.
+            kept: int. How many weights stay.
+            mask: array or None. What is left of them.
+
+        Returns:
+            The smallest magnitude kept, and the mask.
+        """
+        if self._block_size == [1, 1] and not self._sparsity_m_by_n:
+            return masks.magnitude_mask(weights, kept, mask)
+        self._kept = kept / weights.size
+        limit, selected = self._maybe_update_block_mask(
+            tf.convert_to_tensor(weights)
+        )
+        if mask is not None:
+            selected = np.logical_and(selected, mask)
+        return limit, selected
 
     def _update_mask(self, weights):
-        threshold, mask = magnitude_mask(weights.numpy(), self.sparsity)
+        # Of blocks, one number for each.
+        weights = weights.numpy()
+        kept = masks.kept_count(weights.size, 1.0 - self._kept)
+        threshold, mask = masks.magnitude_mask(weights, kept)
         return threshold, tf.constant(mask, weights.dtype)
 
 
@@ -85,6 +107,7 @@ class Pruner(keras.callbacks.Callback):
     ```
 
     ```python
+    model = DistillationModel(model, pruner=pruner)
     model.fit(dataset, callbacks=[pruner])
     pruner.check_reached()
     ```
@@ -96,21 +119,60 @@ class Pruner(keras.callbacks.Callback):
         self.wrappers = {
             wrapper.layer.name: wrapper for wrapper in wrappers_of(model)
         }
+        self.shadows = {}
+        if sparsity.regrowth != "none":
+            self.shadows = {
+                name: tf.Variable(
+                    wrapper.layer.kernel, trainable=False, name="shadow"
+                )
+                for name, wrapper in self.wrappers.items()
+            }
+
+    def before_update(self, gradients, variables):
+        """Prepares kernels and gradients for the optimizer.
+
+        With a regrowth, the kernels become their shadows; those that are
+        pruned do not see gradients, unless these pass straight through. Of a
+        locked pattern no gradient counts in the norm either.
+
+        Args:
+            gradients: list of tensors.
+            variables: list of variables, one for each.
+
+        Returns:
+            The gradients that the optimizer is to see.
+        """
+        for name, shadow in self.shadows.items():
+            kernel = self.wrappers[name].layer.kernel
+            _update(lambda k, s: k.assign(s), kernel, shadow)
+        if self.sparsity.regrowth != "shadow" and not self.sparsity.locked:
+            return gradients
+        mask_of = {
+            wrapper.layer.kernel.ref(): wrapper.pruning_obj.mask
+            for wrapper in self.wrappers.values()
+        }
+        return [
+            gradient * mask_of[variable.ref()]
+            if variable.ref() in mask_of
+            else gradient
+            for gradient, variable in zip(gradients, variables, strict=True)
+        ]
+
+    def after_update(self):
+        """Keeps what the optimizer has made of the shadows, and masks."""
+        for name, shadow in self.shadows.items():
+            kernel = self.wrappers[name].layer.kernel
+            _update(lambda s, k: s.assign(k), shadow, kernel)
+        self.apply_masks()
 
     def apply_masks(self):
         """Zeroes the pruned weights again; may run inside a `tf.function`."""
-
-        def mask_all(strategy):
-            for wrapper in self.wrappers.values():
-                for weight, mask, _ in wrapper.pruning_vars:
-                    strategy.extended.update(
-                        weight, lambda w, m: w.assign(w * m), args=(mask,)
-                    )
-
-        if tf.distribute.in_cross_replica_context():
-            mask_all(tf.distribute.get_strategy())
-        else:
-            tf.distribute.get_replica_context().merge_call(mask_all)
+        for wrapper in self.wrappers.values():
+            _update(
+                lambda w, m: w.assign(w * m),
+                wrapper.layer.kernel,
+                wrapper.pruning_obj.mask,
+            )
 
     def update(self, step):
         """Changes the masks if the schedule says so.
@@ -121,23 +183,46 @@ class Pruner(keras.callbacks.Callback):
         Returns:
             Whether the masks were recomputed.
         """
-        if not self.sparsity.updates_at(step):
+        if not self.sparsity.updates_at(step) or self.sparsity.at(step) == 0.0:
             return False
-        target = self.sparsity.at(step)
-        if target == 0.0:
-            return False
-        # Selection runs outside Python's lock, one matrix per core.
-        with concurrent.futures.ThreadPoolExecutor() as executor:
-            list(
-                executor.map(
-                    lambda wrapper: wrapper.pruning_obj.update(target),
-                    self.wrappers.values(),
-                )
+        objects = [wrapper.pruning_obj for wrapper in self.wrappers.values()]
+        kept = self.sparsity.kept_counts(self._shapes(), step)
+        if self.shadows:
+            weights = [shadow.numpy() for shadow in self.shadows.values()]
+            before = [None] * len(objects)
+        else:
+            weights = [found.kernel.numpy() for found in objects]
+            before = [found.mask.numpy() for found in objects]
+        if self.sparsity.distribution == "global":
+            threshold, selected = masks.global_masks(
+                weights, *kept, None if self.shadows else before
             )
+            for found, mask in zip(objects, selected, strict=True):
+                found.assign(threshold, mask)
+        else:
+            # Selection runs outside Python's lock, one matrix per core.
+            with concurrent.futures.ThreadPoolExecutor() as executor:
+                selected = executor.map(
+                    MagnitudePruning.select, objects, weights, kept, before
+                )
+                for found, limit_and_mask in zip(
+                    objects, selected, strict=True
+                ):
+                    found.assign(*limit_and_mask)
+        for name, shadow in self.shadows.items():
+            self.wrappers[name].layer.kernel.assign(shadow)
         self.apply_masks()
         return True
 
+    def _shapes(self):
+        return [tuple(w.layer.kernel.shape) for w in self.wrappers.values()]
+
     def on_train_begin(self, logs=None):
+        if self.shadows and getattr(self.model, "pruner", None) is not self:
+            raise ValueError(
+                "A regrowth needs DistillationModel(student, pruner=pruner), "
+                "which calls before_update and after_update in each step."
+            )
         self.update(int(self.model.optimizer.iterations.numpy()))
 
     def on_train_batch_end(self, batch, logs=None):
@@ -158,14 +243,35 @@ class Pruner(keras.callbacks.Callback):
             RuntimeError: if a kernel's sparsity is more than half a percent
                 off the target.
         """
-        for name, count in self.measured().items():
+        counts = self.measured()
+        kept = self.sparsity.kept_counts(
+            self._shapes(), self.sparsity.update_end_step
+        )
+        if self.sparsity.locked or self.sparsity.distribution == "global":
+            counts = {"The model": sum(counts.values(), costs.Count(0, 0))}
+            size = counts["The model"].size
+            kept = [size * (1.0 - self.sparsity.final)]
+        for (name, count), number in zip(counts.items(), kept, strict=True):
             # Few, large blocks cannot hit every percentage.
             block = np.prod(self.sparsity.block_size) / count.size
-            if abs(count.sparsity - self.sparsity.final) > 0.005 + block:
+            expected = 1.0 - number / count.size
+            if abs(count.sparsity - expected) > 0.005 + block:
                 raise RuntimeError(
                     f"{name} ended at sparsity {count.sparsity:.4f} instead "
-                    f"of {self.sparsity.final:.4f}. The run is not finished."
+                    f"of {expected:.4f}. The run is not finished."
                 )
+
+
+def _update(function, variable, other):
+    """Changes a variable by another, on each replica."""
+
+    def change(strategy):
+        strategy.extended.update(variable, function, args=(other,))
+
+    if tf.distribute.in_cross_replica_context():
+        change(tf.distribute.get_strategy())
+    else:
+        tf.distribute.get_replica_context().merge_call(change)
 
 
 def wrappers_of(model):
@@ -239,4 +345,8 @@ def wrap(model, sparsity):
         # tfmot refuses to train until its own callback has set this.
         wrapper.pruning_step.assign(1)
     bert.set_weights(wrapped, bert.get_weights(model))
+    if sparsity.locked:
+        for wrapper in wrappers_of(wrapped):
+            kernel = wrapper.layer.kernel.numpy()
+            wrapper.pruning_obj.assign(0.0, kernel != 0.0)
     return wrapped

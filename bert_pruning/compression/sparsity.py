@@ -1,13 +1,13 @@
-"""How sparse, where and when: the schedule, the targets and the masks.
+"""How sparse, where and when: the schedule, the targets, the pattern.
 
-Plain values and NumPy. `pruning.py` carries it out in a model.
+Plain values. `pruning.py` carries it out in a model.
 """
 
 import dataclasses
 import fnmatch
 
-import numpy as np
-
+from bert_pruning.compression import costs
+from bert_pruning.compression import masks
 from bert_pruning.errors import UserError
 
 ENCODER_KERNELS = (
@@ -19,13 +19,21 @@ ENCODER_KERNELS = (
 )
 
 
+DISTRIBUTIONS = ("uniform", "global", "erdos_renyi")
+REGROWTHS = ("none", "shadow", "straight_through")
+
+# Fewer zeros than this are no pattern, but chance.
+_LEAST_PATTERN = 0.01
+
+
 @dataclasses.dataclass(frozen=True)
 class Sparsity:
     """Which kernels are masked, how sparse, and at which steps.
 
     Sparsity rises from `initial` to `final` along the cubic of Zhu and Gupta,
     `s(t) = final + (initial - final) * (1 - progress)**3`, in updates
-    `frequency` steps apart from `begin_step` on, the last at `end_step`.
+    `frequency` steps apart from `begin_step` on, the last of the ramp at
+    `end_step`. With a regrowth, later ones choose anew which weights stay.
 
     Args:
         final: float in [0, 1). Share of zeros in each kernel at the end.
@@ -42,6 +50,17 @@ class Sparsity:
         block_size: pair of ints. Rows and columns of the blocks that are kept
             or zeroed as one.
         block_pooling_type: "AVG" or "MAX". Magnitude of a block.
+        distribution: "uniform": each kernel has the sparsity. "global": all
+            kernels together, by one threshold. "erdos_renyi": small kernels
+            keep more of their weights.
+        regrowth: "none": a pruned weight is zero for good. "shadow": its
+            value is kept beside, and may come back in an update when others
+            have become smaller. "straight_through": its gradient moves that
+            value on.
+        update_end_step: int or None. Optimizer steps done at the last update,
+            not before `end_step`; None: `end_step`.
+        locked: bool. The masks are the zeros that the kernels have; see
+            `find_pattern`.
 
     Raises:
         UserError: if a value is out of range or two contradict each other.
@@ -53,7 +72,9 @@ class Sparsity:
     sparsity.at(500)  # 0.83125
     ```
 
-    Reference: [To prune, or not to prune](https://arxiv.org/abs/1710.01878).
+    Reference: [To prune, or not to prune](https://arxiv.org/abs/1710.01878),
+    [Prune Once for All](https://arxiv.org/abs/2111.05754), [Discovering neural
+    wirings](https://arxiv.org/abs/1906.00586).
     """
 
     final: float
@@ -65,6 +86,10 @@ class Sparsity:
     m_by_n: tuple[int, int] | None = None
     block_size: tuple[int, int] = (1, 1)
     block_pooling_type: str = "AVG"
+    distribution: str = "uniform"
+    regrowth: str = "none"
+    update_end_step: int | None = None
+    locked: bool = False
 
     def __post_init__(self):
         for name in ("final", "initial"):
@@ -127,6 +152,46 @@ class Sparsity:
                 "--block_pooling_type must be AVG or MAX. Received: "
                 f"{self.block_pooling_type}."
             )
+        self._check_choices()
+
+    def _check_choices(self):
+        for name, choices in (
+            ("distribution", DISTRIBUTIONS),
+            ("regrowth", REGROWTHS),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(
+                    f"--pruning_{name} must be {' or '.join(choices)}. "
+                    f"Received: {value}."
+                )
+        if self.has_pattern and self.distribution != "uniform":
+            raise UserError(
+                f"--pruning_distribution={self.distribution} is for single "
+                "weights, without --sparsity_m_by_n and --block_size."
+            )
+        if self.m_by_n is not None and self.regrowth != "none":
+            raise UserError(
+                "--sparsity_m_by_n is applied once; --pruning_regrowth="
+                f"{self.regrowth} needs several updates."
+            )
+        if self.update_end_step is None:
+            object.__setattr__(self, "update_end_step", self.end_step)
+        elif self.update_end_step < self.end_step:
+            raise UserError(
+                "--pruning_update_end must not be before --pruning_end. "
+                f"Received: steps {self.update_end_step} and {self.end_step}."
+            )
+        elif self.update_end_step > self.end_step and self.regrowth == "none":
+            raise UserError(
+                "--pruning_update_end needs --pruning_regrowth: without, the "
+                "masks of the ramp's end stay."
+            )
+
+    @property
+    def has_pattern(self):
+        """Whether weights are pruned in groups, not one by one."""
+        return self.m_by_n is not None or self.block_size != (1, 1)
 
     def at(self, step):
         """Returns the scheduled sparsity after `step` optimizer steps."""
@@ -141,70 +206,37 @@ class Sparsity:
 
     def updates_at(self, step):
         """Whether the masks change after `step` optimizer steps."""
+        if self.locked:
+            return False
         if self.m_by_n is not None:
             return step == self.begin_step
         if step == self.end_step:
             return True
-        on_ramp = self.begin_step <= step < self.end_step
-        return on_ramp and (step - self.begin_step) % self.frequency == 0
+        in_time = self.begin_step <= step <= self.update_end_step
+        return in_time and (step - self.begin_step) % self.frequency == 0
 
+    def kept_counts(self, shapes, step):
+        """Returns how many weights of each kernel stay after `step` steps.
 
-def kept_count(size, sparsity):
-    """Number of weights that survive: floor(size * (1 - sparsity)), >= 1.
+        Args:
+            shapes: list of pairs of ints. Rows and columns of each kernel.
+            step: int. Optimizer steps done.
 
-    Args:
-        size: int. Weights in the matrix.
-        sparsity: float in [0, 1).
-
-    Example:
-
-    ```python
-    kept_count(768 * 768, 0.95)  # 29491
-    ```
-    """
-    # 1000 * (1 - 0.9) is 99.99999999999997 in binary; it means 100.
-    return max(1, int(round(size * (1.0 - sparsity), 6)))
-
-
-def magnitude_mask(weights, sparsity, mask=None):
-    """Keeps the weights of largest magnitude, exactly `kept_count` of them.
-
-    Among equal magnitudes the first in memory order stays. What `mask` has
-    removed stays removed.
-
-    Args:
-        weights: float array of any shape.
-        sparsity: float in [0, 1). Share of zeros wanted.
-        mask: array of 0 and 1 of the same shape, or None. The mask so far.
-
-    Returns:
-        A pair: the smallest magnitude kept, and the bool mask.
-
-    Example:
-
-    ```python
-    _, mask = magnitude_mask(np.array([0.1, -3.0, 2.0, 0.5]), 0.5)
-    mask  # [False, True, True, False]
-    ```
-    """
-    magnitudes = np.abs(weights).ravel()
-    alive = magnitudes
-    if mask is not None:
-        unpruned = np.ravel(mask) != 0
-        alive = magnitudes[unpruned]
-    kept = min(kept_count(magnitudes.size, sparsity), alive.size)
-    if kept == 0:
-        return 0.0, np.zeros(weights.shape, bool)
-    position = alive.size - kept
-    threshold = np.partition(alive, position)[position]
-    selected = magnitudes >= threshold
-    if mask is not None:
-        selected &= unpruned
-    surplus = np.count_nonzero(selected) - kept
-    if surplus:
-        ties = np.flatnonzero((magnitudes == threshold) & selected)
-        selected[ties[ties.size - surplus :]] = False
-    return float(threshold), selected.reshape(weights.shape)
+        Returns:
+            A list of ints; of the distribution "global" with one, of all
+            kernels together.
+        """
+        sizes = [rows * columns for rows, columns in shapes]
+        sparsities = [self.at(step)] * len(sizes)
+        if self.distribution == "global":
+            sizes, sparsities = [sum(sizes)], sparsities[:1]
+        elif self.distribution == "erdos_renyi":
+            sparsities = masks.erdos_renyi_sparsities(shapes, self.at(step))
+        rounds_up = self.regrowth != "none"
+        return [
+            masks.kept_count(size, sparsity, rounds_up)
+            for size, sparsity in zip(sizes, sparsities, strict=True)
+        ]
 
 
 def find_targets(kernels, sparsity):
@@ -237,3 +269,51 @@ def find_targets(kernels, sparsity):
                 f"{name}, {rows} x {columns}."
             )
     return targets
+
+
+def find_pattern(kernels, least=None):
+    """Returns the pattern of zeros of a sparse checkpoint, to keep it.
+
+    Args:
+        kernels: dict from the name of a Dense layer to its kernel. Those
+            without a pattern, less than a percent zeros, stay dense.
+        least: float or None. The sparsity that is expected, at least.
+
+    Returns:
+        A `Sparsity` whose targets are the sparse kernels.
+
+    Raises:
+        UserError: if no kernel has a pattern, or too few zeros are there.
+
+    Example:
+
+    ```python
+    locked = find_pattern({"layer_0_query": kernel})
+    ```
+
+    Reference: [Prune Once for All](https://arxiv.org/abs/2111.05754).
+    """
+    counts = {name: costs.count(kernel) for name, kernel in kernels.items()}
+    targets = tuple(
+        name
+        for name, count in counts.items()
+        if count.sparsity >= _LEAST_PATTERN
+    )
+    total = sum((counts[name] for name in targets), start=costs.Count(0, 0))
+    if not targets:
+        raise UserError(
+            "--pruning=lock keeps the zeros of a sparse checkpoint, but this "
+            "one is dense. Prune it first, by --pruning=magnitude."
+        )
+    if least is not None and total.sparsity < least:
+        raise UserError(
+            f"--pruning=lock expects --sparsity={least:g}, but of the "
+            f"{len(targets)} sparse kernels only {total.sparsity:.4f} are "
+            "zeros."
+        )
+    return Sparsity(
+        final=total.sparsity,
+        initial=total.sparsity,
+        targets=targets,
+        locked=True,
+    )

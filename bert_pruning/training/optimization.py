@@ -13,9 +13,12 @@ from bert_pruning.modeling import bert
 _register = keras.utils.register_keras_serializable(package="bert_pruning")
 
 
+DECAYS = ("linear", "constant", "official", "rewind")
+
+
 @_register
 class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then a constant, linear or official BERT decay.
+    """Linear warm-up, then a constant or a line, or rewound at each pruning.
 
     With `t` updates done, `w` warm-up steps and `N` steps in all, the rate is
     `peak * t / w` while `t < w`, and then
@@ -23,15 +26,20 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
     - "constant": `peak`;
     - "linear": `peak * (N - t) / (N - w)`, from the peak down to zero;
     - "official": `peak * (N - t) / N`, which drops by `w / N` at the end of
-      the warm-up, as the official BERT code does.
+      the warm-up, as the official BERT code does;
+    - "rewind": while the sparsity rises, from step `a` to `b` in updates `I`
+      steps apart, the line of `N - (b - a)` steps begins anew at each update,
+      and goes on after the last: `(n - (t - a) % I - a) / (n - w)` with
+      `n = N - (b - a)`, which begins a little above the peak.
 
     Args:
         peak: float. Highest learning rate.
         num_steps: int. Optimizer steps in all.
         warmup_steps: int. Optimizer steps of the warm-up.
-        decay: "constant", "linear" or "official".
+        decay: "constant", "linear", "official" or "rewind".
         start: int. Updates done before the optimizer's first: of another one,
             whose line this goes on with.
+        ramp: ints `(a, b, I)`. Of "rewind".
 
     Raises:
         UserError: if `decay` is unknown or a number is out of range.
@@ -42,17 +50,28 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
     schedule = WarmupSchedule(5e-5, num_steps=100, warmup_steps=10)
     float(schedule(55))  # 2.5e-05
     ```
+
+    Reference: [Prune Once for All](https://arxiv.org/abs/2111.05754), for
+    learning-rate rewinding.
     """
 
     def __init__(
-        self, peak, num_steps, warmup_steps=0, decay="linear", start=0
+        self,
+        peak,
+        num_steps,
+        warmup_steps=0,
+        decay="linear",
+        start=0,
+        ramp=None,
     ):
         super().__init__()
-        if decay not in ("constant", "linear", "official"):
+        if decay not in DECAYS:
             raise UserError(
-                "--lr_schedule must be constant, linear or official. "
-                f"Received: {decay!r}."
+                f"--lr_schedule must be {', '.join(DECAYS[:-1])} or "
+                f"{DECAYS[-1]}. Received: {decay!r}."
             )
+        if (decay == "rewind") != (ramp is not None):
+            raise ValueError('A ramp is for decay="rewind", which needs one.')
         if not 0 <= warmup_steps <= num_steps:
             raise UserError(
                 "The warm-up must not be longer than the training. Received: "
@@ -63,6 +82,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_steps = warmup_steps
         self.decay = decay
         self.start = start
+        self.ramp = tuple(ramp) if ramp else None
 
     def __call__(self, step):
         step = tf.cast(step, tf.float32) + self.start
@@ -73,6 +93,15 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             share = tf.ones_like(step)
         elif self.decay == "linear":
             share = remaining / tf.maximum(total - warmup, 1.0)
+        elif self.decay == "rewind":
+            begin, end, every = map(float, self.ramp)
+            length = total - (end - begin)
+            since = tf.math.floormod(step - begin, every)
+            rewound = tf.where(
+                step < begin, length - step, length - begin - since
+            )
+            share = tf.where(step < end, rewound, remaining)
+            share = tf.maximum(share, 0.0) / tf.maximum(length - warmup, 1.0)
         else:
             share = remaining / tf.maximum(total, 1.0)
         if self.warmup_steps:
@@ -86,6 +115,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             "warmup_steps": self.warmup_steps,
             "decay": self.decay,
             "start": self.start,
+            "ramp": self.ramp,
         }
 
 

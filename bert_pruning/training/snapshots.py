@@ -39,6 +39,8 @@ class Snapshots:
         }
         if model.magnitudes is not None:
             parts["magnitudes"] = model.magnitudes
+        if model.pruner is not None and model.pruner.shadows:
+            parts["shadows"] = model.pruner.shadows
         self.manager = tf.train.CheckpointManager(
             tf.train.Checkpoint(**parts),
             str(self.run.path("checkpoint")),

@@ -194,11 +194,12 @@ class DistillationModel(keras.Model):
     def _apply(self, gradients):
         if self.magnitudes is not None:
             self.magnitudes.add(gradients)
-        self.optimizer.apply_gradients(
-            zip(gradients, self.student.trainable_variables, strict=True)
-        )
+        variables = self.student.trainable_variables
         if self.pruner is not None:
-            self.pruner.apply_masks()
+            gradients = self.pruner.before_update(gradients, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        if self.pruner is not None:
+            self.pruner.after_update()
         self.steps_done.assign_add(1)
 
     def _dropout_seed(self, index):
