@@ -40,6 +40,8 @@ setup(
     extras_require={
         # The CUDA libraries, for a machine with an NVIDIA GPU.
         "gpu": ["tensorflow[and-cuda]==2.21.*"],
+        # To make pre-training examples of text.
+        "pretraining": ["apache-beam", "sentencex"],
         # To compare with, and to record the tests' golden values.
         "peers": ["tokenizers", "torch==2.13.0", "transformers"],
         # The pinned ruff formats alike everywhere.

@@ -7,6 +7,7 @@
     shrink    cuts a model down to what matters most
     tickets   draws winning, losing and random tickets from scores
     augment   makes more training data by replacing words
+    prepare   makes pre-training examples of text
     recipe    runs a chain of commands
     phases    compares trained tickets with the whole model
     report    counts parameters, zeros and bytes
@@ -42,6 +43,7 @@ COMMANDS = (
     "shrink",
     "tickets",
     "augment",
+    "prepare",
     "recipe",
     "phases",
     "report",

