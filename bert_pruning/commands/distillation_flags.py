@@ -17,6 +17,7 @@ FEATURES = ("logits", "hidden", "attention")
 NAMES = (
     "hard_label_weight",
     "layer_map",
+    "logits_loss",
     "temperature",
     *(f"{feature}_weight" for feature in FEATURES),
 )
@@ -33,6 +34,13 @@ def define():
         f"What to match with the teacher: {', '.join(FEATURES)}.",
     )
     flags.DEFINE_float("temperature", 1.0, "Softens the logits of both models.")
+    flags.DEFINE_enum(
+        "logits_loss",
+        "cross_entropy",
+        ["cross_entropy", "kl"],
+        "cross_entropy: SparseBERT's, its mean over the classes. kl: Prune "
+        "Once for All's divergence, times the temperature's square.",
+    )
     flags.DEFINE_float(
         "hard_label_weight",
         None,
@@ -73,6 +81,7 @@ def check():
     for feature in FEATURES:
         _check_use(f"{feature}_weight", (feature,))
     _check_use("temperature", ("logits",))
+    _check_use("logits_loss", ("logits",))
     _check_use("layer_map", ("hidden", "attention"))
     if FLAGS.temperature <= 0:
         raise UserError(
@@ -132,4 +141,5 @@ def build_matches(student, teacher):
         {feature: FLAGS[f"{feature}_weight"].value for feature in FEATURES},
         FLAGS.temperature,
         hidden_map,
+        FLAGS.logits_loss,
     )

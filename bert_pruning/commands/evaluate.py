@@ -12,6 +12,7 @@ import time
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.commands import pretraining_flags
 from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -20,6 +21,7 @@ FLAGS = flags.FLAGS
 def define_flags():
     """Defines the flags of `evaluate`."""
     shared.define_data_flags()
+    pretraining_flags.define()
     flags.DEFINE_string("init_checkpoint", None, "The fine-tuned model.")
     flags.DEFINE_string(
         "split", "dev", "dev, or for MNLI dev_mismatched; train works too."
@@ -32,6 +34,7 @@ def define_flags():
 def check_flags():
     """Finds what is wrong before anything is loaded."""
     shared.require("init_checkpoint", "data_dir")
+    pretraining_flags.check()
 
 
 def main():
@@ -52,6 +55,23 @@ def main():
             )
         run = runs.Run(FLAGS.output_dir, shared.flags_as_text())
     inputs.find_gpus()
+    if pretraining_flags.is_asked():
+        from bert_pruning.commands import pretraining
+
+        results = pretraining.evaluate()
+    else:
+        results = _evaluate_tasks()
+    for name in sorted(results):
+        print(f"{name} = {results[name]}")
+    if run is not None:
+        run.begin()
+        run.write_results(results)
+    return 0
+
+
+def _evaluate_tasks():
+    from bert_pruning.commands import inputs
+
     models = [
         (checkpoint, task, weights, _read_data(checkpoint, task))
         for checkpoint, task, weights in inputs.load_models(
@@ -66,12 +86,7 @@ def main():
         results.update({f"{name}{suffix}": x for name, x in found.items()})
     if len(models) > 1:
         results["eval_mean"] = sum(primary) / len(primary)
-    for name in sorted(results):
-        print(f"{name} = {results[name]}")
-    if run is not None:
-        run.begin()
-        run.write_results(results)
-    return 0
+    return results
 
 
 def _read_data(checkpoint, task):

@@ -49,7 +49,8 @@ def define_task_flags():
         "task_name",
         None,
         "CoLA, SST-2, MRPC, MRPC-MSR, STS-B, QQP, MNLI, QNLI, RTE, WNLI, AX, "
-        "or custom; `train` takes several, with commas between.",
+        "or custom; `train` takes several, with commas between; or "
+        "pretraining, on what `prepare` wrote.",
     )
     flags.DEFINE_string(
         "data_dir",

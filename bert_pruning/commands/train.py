@@ -18,6 +18,7 @@ from absl import flags
 from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import multitask_flags
+from bert_pruning.commands import pretraining_flags
 from bert_pruning.commands import pruning_flags
 from bert_pruning.errors import UserError
 
@@ -88,6 +89,7 @@ def define_flags():
     distillation_flags.define()
     pruning_flags.define()
     multitask_flags.define()
+    pretraining_flags.define()
     shared.define_precision_flag(
         "variables stay float32, and float16 scales the loss dynamically."
     )
@@ -106,10 +108,15 @@ def main():
     # Imports TensorFlow, so a wrong flag is answered before.
     from bert_pruning.commands import assembly
     from bert_pruning.commands import multitask
+    from bert_pruning.commands import pretraining
 
-    train = multitask if multitask_flags.is_asked() else assembly
+    road = assembly
+    if multitask_flags.is_asked():
+        road = multitask
+    elif pretraining_flags.is_asked():
+        road = pretraining
     try:
-        run = train.train()
+        run = road.train()
     except assembly.trainer.Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130
@@ -136,6 +143,7 @@ def check_flags():
     distillation_flags.check()
     pruning_flags.check()
     multitask_flags.check()
+    pretraining_flags.check()
     if FLAGS.lr_schedule == "rewind" and FLAGS.pruning != "magnitude":
         raise UserError(
             "--lr_schedule=rewind begins anew when the sparsity rises, and "

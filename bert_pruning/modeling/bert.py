@@ -70,22 +70,13 @@ def build_model(
     """
 
     encoder = _build_encoder(config)
-    pooled = layers.FirstToken(name="first_token")(encoder.hidden_states[-1])
-    pooled = _dense(config, config.hidden_size, "pooler", activation="tanh")(
-        pooled
-    )
-    outputs = {
-        "hidden_states": encoder.hidden_states,
-        "attention_scores": encoder.attention_scores,
-        "pooled_output": pooled,
-    }
+    pooled = _pool(config, encoder)
+    outputs = {**encoder.outputs, "pooled_output": pooled}
 
     def classify(width, rate, suffix=""):
         x = layers.Dropout(rate, name=f"classifier_dropout{suffix}")(pooled)
         x = _dense(config, width, f"classifier{suffix}")(x)
-        return keras.layers.Activation(
-            "linear", dtype=tf.float32, name=f"logits{suffix}"
-        )(x)
+        return _as_logits(x, f"logits{suffix}")
 
     rate = config.classifier_dropout
     if isinstance(num_outputs, Mapping):
@@ -119,12 +110,99 @@ def build_masked_lm(config: BertConfig):
 
     Reference: [BERT](https://arxiv.org/abs/1810.04805).
     """
+    encoder = _build_encoder(config)
+    positions, logits = _predict_masked(config, encoder)
+    return keras.Model(
+        [*encoder.inputs, positions], {"mlm_logits": logits}, name="bert"
+    )
+
+
+def build_pretraining(config: BertConfig):
+    """Builds a BERT with both heads that it is pre-trained with.
+
+    The inputs are those of `build_masked_lm`; the outputs those of
+    `build_model` without a classifier, with `mlm_logits` and `nsp_logits`,
+    float32 `(batch, 2)`: that the second segment follows the first, or not.
+
+    Args:
+        config: BertConfig. Its embeddings must not be factorised.
+
+    Returns:
+        A `tf_keras.Model` with newly initialised weights.
+
+    Raises:
+        UserError: if the embeddings are factorised.
+
+    Reference: [BERT](https://arxiv.org/abs/1810.04805).
+    """
+    encoder = _build_encoder(config)
+    positions, logits = _predict_masked(config, encoder)
+    pooled = _pool(config, encoder)
+    x = _dense(config, 2, "next_sentence")(pooled)
+    outputs = {
+        **encoder.outputs,
+        "pooled_output": pooled,
+        "mlm_logits": logits,
+        "nsp_logits": _as_logits(x, "nsp_logits"),
+    }
+    return keras.Model([*encoder.inputs, positions], outputs, name="bert")
+
+
+def build_span_model(config: BertConfig):
+    """Builds a BERT that marks a span of its text, as for SQuAD.
+
+    The inputs are those of `build_model`, the outputs too, but `logits` are
+    float32 `(batch, length, 2)`: of each token being the first of the span, and
+    the last. There is no pooler.
+
+    Args:
+        config: BertConfig.
+
+    Returns:
+        A `tf_keras.Model` with newly initialised weights.
+
+    Reference: [BERT](https://arxiv.org/abs/1810.04805).
+    """
+    encoder = _build_encoder(config)
+    x = _dense(config, 2, "span")(encoder.hidden_states[-1])
+    outputs = {**encoder.outputs, "logits": _as_logits(x, "logits")}
+    return keras.Model(encoder.inputs, outputs, name="bert")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoder:
+    """The part that all models have, as tensors and layers of Keras."""
+
+    inputs: list
+    hidden_states: list
+    attention_scores: list
+    word_embeddings: keras.layers.Layer
+
+    @property
+    def outputs(self):
+        return {
+            "hidden_states": self.hidden_states,
+            "attention_scores": self.attention_scores,
+        }
+
+
+def _pool(config, encoder):
+    x = layers.FirstToken(name="first_token")(encoder.hidden_states[-1])
+    return _dense(config, config.hidden_size, "pooler", activation="tanh")(x)
+
+
+def _as_logits(x, name):
+    """Float32, whatever the model computes in."""
+    return keras.layers.Activation("linear", dtype=tf.float32, name=name)(x)
+
+
+def _predict_masked(config, encoder):
+    """Returns the input of positions, and the logits there."""
     if config.embedding_rank:
         raise UserError(
             "Masked tokens can be predicted only with whole word embeddings. "
             f"Received: embeddings of rank {config.embedding_rank}."
         )
-    encoder = _build_encoder(config)
     positions = keras.Input((None,), dtype=tf.int32, name="masked_positions")
     x = layers.GatherPositions(name="masked_states")(
         [encoder.hidden_states[-1], positions]
@@ -136,22 +214,7 @@ def build_masked_lm(config: BertConfig):
     x = _norm(config, "mlm_norm")(x)
     x = encoder.word_embeddings(x, reverse=True)
     x = layers.Bias(name="mlm_output")(x)
-    x = keras.layers.Activation("linear", dtype=tf.float32, name="mlm_logits")(
-        x
-    )
-    return keras.Model(
-        [*encoder.inputs, positions], {"mlm_logits": x}, name="bert"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Encoder:
-    """The part that all models have, as tensors and layers of Keras."""
-
-    inputs: list
-    hidden_states: list
-    attention_scores: list
-    word_embeddings: keras.layers.Layer
+    return positions, _as_logits(x, "mlm_logits")
 
 
 def _build_encoder(config):

@@ -25,6 +25,8 @@ class Match:
             and "attention". Hidden state 0 is the embedding output; attention
             index 0 is the first layer.
         temperature: float. Softens both distributions of "logits".
+        logits_loss: "cross_entropy", as in SparseBERT, or "kl", as in Prune
+            Once for All; see `soft_cross_entropy` and `kl_divergence`.
 
     Reference: [SparseBERT](https://arxiv.org/abs/2104.08682), after
     [TinyBERT](https://arxiv.org/abs/1909.10351).
@@ -34,6 +36,7 @@ class Match:
     weight: float = 1.0
     layer_map: tuple[tuple[int, int], ...] = ()
     temperature: float = 1.0
+    logits_loss: str = "cross_entropy"
 
 
 def default_layer_map(feature, student_layers, teacher_layers):
@@ -129,6 +132,7 @@ def build_matches(
     weights=None,
     temperature=1.0,
     hidden_map=None,
+    logits_loss="cross_entropy",
 ):
     """Builds the matches for a student and a teacher and checks they fit.
 
@@ -140,6 +144,7 @@ def build_matches(
         temperature: float. For the logits.
         hidden_map: tuple of ints or None. See `explicit_layer_map`; None for
             the default map.
+        logits_loss: "cross_entropy" or "kl".
 
     Returns:
         A tuple of `Match`.
@@ -192,7 +197,13 @@ def build_matches(
                 f"--temperature must be positive. Received: {temperature}."
             )
         matches.append(
-            Match(feature, weights.get(feature, 1.0), layer_map, temperature)
+            Match(
+                feature,
+                weights.get(feature, 1.0),
+                layer_map,
+                temperature,
+                logits_loss,
+            )
         )
     return tuple(matches)
 
@@ -214,6 +225,65 @@ def soft_cross_entropy(student_logits, teacher_logits, temperature=1.0):
     targets = tf.nn.softmax(teacher_logits / temperature)
     log_probabilities = tf.nn.log_softmax(student_logits / temperature)
     return -tf.reduce_mean(targets * log_probabilities)
+
+
+def kl_divergence(student_logits, teacher_logits, temperature=1.0, rows=None):
+    """Divergence of the softened distribution from the teacher's.
+
+    Times the temperature's square, so that its gradient is as large at any;
+    the mean is over rows, as usual.
+
+    Args:
+        student_logits: float tensor `(..., classes)`.
+        teacher_logits: float tensor `(..., classes)`.
+        temperature: float. Divides both logits.
+        rows: float tensor `(...)` or None. Weight of each row.
+
+    Returns:
+        A scalar.
+
+    Reference: [Distilling the knowledge in a neural
+    network](https://arxiv.org/abs/1503.02531).
+    """
+    targets = tf.nn.log_softmax(teacher_logits / temperature)
+    found = tf.nn.log_softmax(student_logits / temperature)
+    losses = tf.reduce_sum(tf.exp(targets) * (targets - found), -1)
+    return temperature**2 * weighted_mean(losses, rows)
+
+
+def weighted_mean(values, weights=None):
+    """Mean of values by their weights; 0 where there are none.
+
+    Args:
+        values: float tensor.
+        weights: float tensor of the same shape, or None for equal ones.
+    """
+    if weights is None:
+        return tf.reduce_mean(values)
+    # As the official BERT code has it.
+    return tf.reduce_sum(values * weights) / (tf.reduce_sum(weights) + 1e-5)
+
+
+def logits_loss(match, student_logits, teacher_logits, rows=None):
+    """Computes the loss of a match of "logits".
+
+    Args:
+        match: Match.
+        student_logits: float tensor `(..., classes)`. Of one class, a
+            regression: the squared difference of the two predictions.
+        teacher_logits: float tensor `(..., classes)`.
+        rows: float tensor `(...)` or None. Weight of each row, for "kl".
+
+    Returns:
+        A scalar.
+    """
+    if student_logits.shape[-1] == 1:
+        return mean_squared_error(student_logits, teacher_logits)
+    if match.logits_loss == "kl":
+        return kl_divergence(
+            student_logits, teacher_logits, match.temperature, rows
+        )
+    return soft_cross_entropy(student_logits, teacher_logits, match.temperature)
 
 
 def hidden_loss(student_states, teacher_states, layer_map):
@@ -291,11 +361,7 @@ def match_loss(match, student, teacher, mask):
 
 
 def _logits(match, student, teacher, mask):
-    if student["logits"].shape[-1] == 1:
-        return mean_squared_error(student["logits"], teacher["logits"])
-    return soft_cross_entropy(
-        student["logits"], teacher["logits"], match.temperature
-    )
+    return logits_loss(match, student["logits"], teacher["logits"])
 
 
 def _hidden(match, student, teacher, mask):

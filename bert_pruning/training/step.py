@@ -4,11 +4,14 @@
 labels and teacher features. Fine-tuning is the case of no teacher.
 """
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
 from bert_pruning.modeling import layers
 from bert_pruning.training import distillation
+
+INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
 
 
 class DistillationModel(keras.Model):
@@ -39,8 +42,14 @@ class DistillationModel(keras.Model):
     model.fit(dataset)  # of dicts with the three inputs and "label"
     ```
 
+    Models with other heads say what they read and learn in
+    `student_inputs`, `specs`, `label_losses` and `logits_loss`.
+
     Reference: [SparseBERT](https://arxiv.org/abs/2104.08682).
     """
+
+    # What the student reads of a batch.
+    student_inputs = INPUT_NAMES
 
     def __init__(
         self,
@@ -98,8 +107,8 @@ class DistillationModel(keras.Model):
             A dict of float32 scalars: the unweighted terms and `loss`, their
             weighted sum.
         """
-        inputs = [batch[name] for name in INPUT_NAMES]
-        return self.losses_from(self.student(inputs, training=True), batch)
+        outputs = self.student(self.inputs_of(batch), training=True)
+        return self.losses_from(outputs, batch)
 
     def losses_from(self, outputs, batch):
         """Computes the losses of what the student put out for a batch.
@@ -114,18 +123,47 @@ class DistillationModel(keras.Model):
         terms = {}
         total = 0.0
         if self.label_weight:
-            terms["label_loss"] = label_loss(batch["label"], outputs["logits"])
-            total += self.label_weight * terms["label_loss"]
+            terms.update(self.label_losses(outputs, batch))
+            total += self.label_weight * sum(terms.values())
         if self.matches:
-            inputs = [batch[name] for name in INPUT_NAMES]
-            targets = self.teacher(inputs, training=False)
+            targets = self.teacher(self.inputs_of(batch), training=False)
             for match in self.matches:
-                value = distillation.match_loss(
-                    match, outputs, targets, batch["input_mask"]
-                )
+                if match.feature == "logits":
+                    value = self.logits_loss(match, outputs, targets, batch)
+                else:
+                    value = distillation.match_loss(
+                        match, outputs, targets, batch["input_mask"]
+                    )
                 terms[f"{match.feature}_loss"] = value
                 total += match.weight * value
         return {"loss": total, **terms}
+
+    def inputs_of(self, batch):
+        """Returns what the student and the teacher read of a batch."""
+        return [batch[name] for name in self.student_inputs]
+
+    def specs(self, label_dtype):
+        """Returns the shape and type of each array of a batch.
+
+        Args:
+            label_dtype: NumPy dtype. Of the labels.
+        """
+        matrix = tf.TensorSpec((None, None), tf.int32)
+        label = tf.float32 if np.dtype(label_dtype).kind == "f" else tf.int32
+        return {
+            **{name: matrix for name in self.student_inputs},
+            "label": tf.TensorSpec((None,), label),
+        }
+
+    def label_losses(self, outputs, batch):
+        """Returns the losses on the labels by name."""
+        return {"label_loss": label_loss(batch["label"], outputs["logits"])}
+
+    def logits_loss(self, match, outputs, targets, batch):
+        """Returns how far the student's logits are from the teacher's."""
+        return distillation.match_loss(
+            match, outputs, targets, batch["input_mask"]
+        )
 
     def begin_step(self, batch):
         """Prepares for a step, outside of its graph.
@@ -242,6 +280,3 @@ def label_loss(labels, logits):
     return tf.reduce_mean(
         tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     )
-
-
-INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")

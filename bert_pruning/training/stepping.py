@@ -3,8 +3,6 @@
 import numpy as np
 import tensorflow as tf
 
-from bert_pruning.training.step import INPUT_NAMES
-
 
 class Stepper:
     """Runs the steps of one `DistillationModel` in the current strategy.
@@ -25,10 +23,7 @@ class Stepper:
         self.model = model
         self.accumulation = accumulation
         self.strategy = strategy = tf.distribute.get_strategy()
-        matrix = tf.TensorSpec((None, None), tf.int32)
-        label = tf.float32 if np.dtype(label_dtype).kind == "f" else tf.int32
-        batch = {name: matrix for name in INPUT_NAMES}
-        batch["label"] = tf.TensorSpec((None,), label)
+        self._specs = batch = model.specs(label_dtype)
         # Per-replica values have no public spec; batches of other lengths
         # must not each be a trace of their own.
         signature = None
@@ -83,7 +78,7 @@ class Stepper:
 
     def _distribute(self, batch, rows, size, index):
         """Divides the rows of a batch over the replicas, with their share."""
-        names = (*INPUT_NAMES, "label")
+        names = tuple(self._specs)
         index = tf.constant(index, tf.int64)
         replicas = self.strategy.num_replicas_in_sync
         if replicas == 1:
