@@ -13,6 +13,8 @@ from bert_pruning.modeling.config import BertConfig
 ROOT = Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "configs").rglob("*.cfg"))
 RECIPES = sorted((ROOT / "configs").rglob("*.recipe"))
+# Before any task.
+PRETRAIN = ROOT / "configs" / "pruneofa" / "pretrain.recipe"
 
 
 def named(path):
@@ -213,6 +215,8 @@ def test_the_stages_of_a_recipe_have_flags_that_exist(path, monkeypatch):
     given = [word.split("=", 2)[1:] for word in words if word[:6] == "--set="]
     published = [task for task in EPOCHS if task in " ".join(header(path))]
     assert published
+    if path == PRETRAIN:
+        published = published[:1]
     if "sharing" in path.stem:
         published = [",".join(published)]
     for task in published:
@@ -220,6 +224,26 @@ def test_the_stages_of_a_recipe_have_flags_that_exist(path, monkeypatch):
         for stage in stages:
             with defined_flags(stage.name) as flags:
                 assert flags(stage.command[3:])[1:] == []
+
+
+def test_sparse_pre_training_has_its_published_settings():
+    stages = read_stages(PRETRAIN, "", texts="corpus")
+    assert [stage.name for stage in stages] == ["prepare", *["train"] * 3]
+    for stage, sparsity in zip(stages[2:], (0.85, 0.9), strict=True):
+        with defined_flags("train") as flags:
+            flags(stage.command[3:])
+            assert flags.sparsity == sparsity
+            assert flags.max_steps == 100_000
+            assert flags.train_batch_size == 256
+            assert flags.warmup_proportion * flags.max_steps == 1_000
+            assert flags.lr_schedule == "rewind"
+            ramp = flags.pruning_end, flags.pruning_update_end
+            assert [share * flags.max_steps for share in ramp] == [5e4, 8e4]
+            assert flags.pruning_frequency == 1_000
+            assert flags.pruning_regrowth == "shadow"
+            weights = flags.logits_weight, flags.hard_label_weight
+            assert weights == (0.5, 0.5)
+            assert (flags.temperature, flags.logits_loss) == (2.0, "kl")
 
 
 # The published settings: schedule, learning rate, epochs, share of the cuts.
