@@ -13,6 +13,7 @@ from absl import flags
 
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import pretraining_flags
+from bert_pruning.commands import question_answering_flags
 from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -22,6 +23,7 @@ def define_flags():
     """Defines the flags of `evaluate`."""
     shared.define_data_flags()
     pretraining_flags.define()
+    question_answering_flags.define()
     flags.DEFINE_string("init_checkpoint", None, "The fine-tuned model.")
     flags.DEFINE_string(
         "split", "dev", "dev, or for MNLI dev_mismatched; train works too."
@@ -35,6 +37,7 @@ def check_flags():
     """Finds what is wrong before anything is loaded."""
     shared.require("init_checkpoint", "data_dir")
     pretraining_flags.check()
+    question_answering_flags.check()
 
 
 def main():
@@ -59,6 +62,10 @@ def main():
         from bert_pruning.commands import pretraining
 
         results = pretraining.evaluate()
+    elif question_answering_flags.is_asked():
+        from bert_pruning.commands import question_answering
+
+        results = question_answering.evaluate()
     else:
         results = _evaluate_tasks()
     for name in sorted(results):

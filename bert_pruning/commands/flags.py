@@ -50,7 +50,7 @@ def define_task_flags():
         None,
         "CoLA, SST-2, MRPC, MRPC-MSR, STS-B, QQP, MNLI, QNLI, RTE, WNLI, AX, "
         "or custom; `train` takes several, with commas between; or "
-        "pretraining, on what `prepare` wrote.",
+        "pretraining, on what `prepare` wrote; or SQuAD (v1.1), SQuAD2 (v2.0).",
     )
     flags.DEFINE_string(
         "data_dir",

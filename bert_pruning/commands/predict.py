@@ -4,12 +4,14 @@ r"""Writes the predictions for a test set as a GLUE submission file.
         --data_dir=glue --output_dir=submission
 
 MNLI gives two files, matched and mismatched; `--task_name=AX` takes a model
-of MNLI.
+of MNLI. `--task_name=SQuAD` and `SQuAD2` write what the official evaluation of
+SQuAD reads, of the dev set unless --split says otherwise.
 """
 
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.commands import question_answering_flags
 
 FLAGS = flags.FLAGS
 
@@ -17,6 +19,7 @@ FLAGS = flags.FLAGS
 def define_flags():
     """Defines the flags of `predict`."""
     shared.define_data_flags()
+    question_answering_flags.define()
     flags.DEFINE_string("init_checkpoint", None, "The fine-tuned model.")
     flags.DEFINE_string(
         "split", None, "One split; default: every test split of the task."
@@ -27,6 +30,7 @@ def define_flags():
 def check_flags():
     """Finds what is wrong before anything is loaded."""
     shared.require("init_checkpoint", "data_dir", "output_dir")
+    question_answering_flags.check()
 
 
 def main():
@@ -39,6 +43,12 @@ def main():
     from bert_pruning.training.evaluation import Evaluator
 
     inputs.find_gpus()
+    if question_answering_flags.is_asked():
+        from bert_pruning.commands import question_answering
+
+        for path in question_answering.predict():
+            print(path)
+        return 0
     found = []
     for checkpoint, task, weights in inputs.load_models(FLAGS.init_checkpoint):
         tokenizer = inputs.find_tokenizer(checkpoint)

@@ -20,6 +20,7 @@ from bert_pruning.commands import flags as shared
 from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import pretraining_flags
 from bert_pruning.commands import pruning_flags
+from bert_pruning.commands import question_answering_flags
 from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -90,6 +91,7 @@ def define_flags():
     pruning_flags.define()
     multitask_flags.define()
     pretraining_flags.define()
+    question_answering_flags.define()
     shared.define_precision_flag(
         "variables stay float32, and float16 scales the loss dynamically."
     )
@@ -109,12 +111,15 @@ def main():
     from bert_pruning.commands import assembly
     from bert_pruning.commands import multitask
     from bert_pruning.commands import pretraining
+    from bert_pruning.commands import question_answering
 
     road = assembly
     if multitask_flags.is_asked():
         road = multitask
     elif pretraining_flags.is_asked():
         road = pretraining
+    elif question_answering_flags.is_asked():
+        road = question_answering
     try:
         run = road.train()
     except assembly.trainer.Interrupted as stopped:
@@ -144,6 +149,7 @@ def check_flags():
     pruning_flags.check()
     multitask_flags.check()
     pretraining_flags.check()
+    question_answering_flags.check()
     if FLAGS.lr_schedule == "rewind" and FLAGS.pruning != "magnitude":
         raise UserError(
             "--lr_schedule=rewind begins anew when the sparsity rises, and "

@@ -1,0 +1,213 @@
+"""Builds what the flags say of SQuAD; trains, scores and predicts it.
+
+Imports TensorFlow, so the commands import it late.
+"""
+
+from absl import flags
+
+from bert_pruning.commands import assembly
+from bert_pruning.commands import distillation_flags
+from bert_pruning.commands import flags as shared
+from bert_pruning.commands import inputs
+from bert_pruning.commands import pruning_flags
+from bert_pruning.commands import question_answering_flags
+from bert_pruning.data import squad
+from bert_pruning.data import squad_answers
+from bert_pruning.data import squad_metrics
+from bert_pruning.data import squad_windows
+from bert_pruning.data import subsets
+from bert_pruning.data.pipeline import TrainBatches
+from bert_pruning.errors import UserError
+from bert_pruning.modeling import bert
+from bert_pruning.modeling import checkpoints
+from bert_pruning.training import span
+from bert_pruning.training.run import Run
+
+FLAGS = flags.FLAGS
+
+
+def train():
+    """Trains by the flags.
+
+    Returns:
+        The finished `Run`.
+
+    Raises:
+        UserError: for wrong input, before any long work.
+        trainer.Interrupted: after Ctrl-C, with the state saved.
+    """
+    strategy = assembly.prepare_device()
+    run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
+    checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    tokenizer = inputs.find_tokenizer(checkpoint)
+    pruning_flags.check_model(checkpoint)
+    teacher = _load_teacher(checkpoint)
+    matches = ()
+    if teacher is not None:
+        matches = distillation_flags.build_matches(
+            checkpoint.config, teacher.config
+        )
+    dev = _DevSet(tokenizer)
+    windows = _encode(
+        squad.read_squad(
+            question_answering_flags.find_file("train"), needs_answers=True
+        ),
+        tokenizer,
+        with_labels=True,
+    )
+    dataset = subsets.draw_subset(
+        windows.dataset, FLAGS.train_fraction, FLAGS.subset_seed
+    )
+    batches = TrainBatches(dataset, **assembly.batch_options())
+    plan = assembly.plan_for(batches)
+    sparsity = pruning_flags.build_sparsity(checkpoint, plan.num_steps)
+    run.begin()
+    shared.LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
+
+    def save_model(model, directory):
+        checkpoints.save_huggingface(
+            directory,
+            model.config,
+            bert.get_weights(model.student),
+            checkpoint.vocabulary,
+            tokenizer.do_lower_case,
+        )
+
+    with strategy.scope():
+        model = _build(checkpoint, teacher, matches, sparsity, plan.num_steps)
+        predictor = span.SpanPredictor(model.student)
+        assembly.log_plan(plan, run, f"{len(dataset)} windows")
+        results = assembly.run_training(
+            run,
+            FLAGS.task_name,
+            lambda: model,
+            batches,
+            plan,
+            evaluate=lambda _: dev.score(predictor),
+            primary_metric="eval_f1",
+            save_model=save_model,
+        )
+    run.finish(results)
+    return run
+
+
+def evaluate():
+    """Scores a checkpoint on the development set by the flags.
+
+    Returns:
+        A dict of floats: `eval_exact_match` and `eval_f1` in [0, 1], and in
+        v2.0 the other figures of the official evaluation.
+    """
+    checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    dev = _DevSet(inputs.find_tokenizer(checkpoint), FLAGS.split)
+    return dev.score(span.SpanPredictor(_restore(checkpoint)))
+
+
+def predict():
+    """Writes the answers to a split by the flags; returns the files."""
+    checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    dev = _DevSet(inputs.find_tokenizer(checkpoint), FLAGS.split or "dev")
+    predictor = span.SpanPredictor(_restore(checkpoint))
+    return squad_answers.write_predictions(
+        FLAGS.output_dir, dev.answers(predictor)
+    )
+
+
+class _DevSet:
+    """The questions of a split, and how their answers are scored."""
+
+    def __init__(self, tokenizer, split="dev"):
+        self._tokenizer = tokenizer
+        self.questions = squad.read_squad(
+            question_answering_flags.find_file(split), needs_answers=False
+        )
+        self._windows = _encode(self.questions, tokenizer, with_labels=False)
+
+    def answers(self, predictor):
+        return squad_answers.find_answers(
+            self.questions,
+            self._windows,
+            *predictor(self._windows.dataset, FLAGS.eval_batch_size),
+            self._tokenizer,
+            FLAGS.n_best_size,
+            FLAGS.max_answer_length,
+            FLAGS.null_score_diff_threshold,
+        )
+
+    def score(self, predictor):
+        answers = self.answers(predictor)
+        if squad.is_version_2(self.questions):
+            found = squad_metrics.evaluate_v2(
+                self.questions, answers.texts, answers.null_odds
+            )
+            found["exact_match"] = found.pop("exact")
+        else:
+            found = squad_metrics.evaluate_v1(self.questions, answers.texts)
+        # Shares, as of all tasks; thresholds and counts are as they are.
+        results = {
+            f"eval_{name}": value
+            if name.endswith(("thresh", "total"))
+            else value / 100
+            for name, value in found.items()
+        }
+        # There is no loss on answers of several people.
+        results["eval_loss"] = 1.0 - results["eval_f1"]
+        return results
+
+
+def _encode(questions, tokenizer, with_labels):
+    return squad_windows.encode_questions(
+        questions,
+        tokenizer,
+        FLAGS.max_seq_length,
+        FLAGS.doc_stride,
+        FLAGS.max_query_length,
+        with_labels=with_labels,
+    )
+
+
+def _restore(checkpoint):
+    if "span/kernel" not in checkpoint.weights:
+        raise UserError(
+            f"{checkpoint.path} was not trained to answer questions. Train it "
+            f"by --task_name={FLAGS.task_name} first."
+        )
+    model = bert.build_span_model(checkpoint.config)
+    bert.set_weights(model, checkpoint.weights, initialized=())
+    return model
+
+
+def _load_teacher(checkpoint):
+    if not FLAGS.teacher_checkpoint:
+        return None
+    teacher = inputs.load_checkpoint(FLAGS.teacher_checkpoint)
+    if teacher.vocabulary != checkpoint.vocabulary:
+        raise UserError(
+            f"The teacher {FLAGS.teacher_checkpoint} and "
+            f"{FLAGS.init_checkpoint} have different vocabularies."
+        )
+    _restore(teacher)
+    return teacher
+
+
+def _build(checkpoint, teacher, matches, sparsity, num_steps):
+    student = bert.build_span_model(checkpoint.config)
+    assembly.start_weights(
+        *(student, checkpoint.config, checkpoint.weights),
+        (*checkpoint.new_layers, "span"),
+    )
+    student, pruner = assembly.wrap_for_pruning(student, sparsity)
+    model = span.SpanModel(
+        student,
+        None if teacher is None else _restore(teacher),
+        matches,
+        label_weight=distillation_flags.label_weight(),
+        pruner=pruner,
+        seed=FLAGS.seed,
+        jit_compile=FLAGS.jit_compile,
+        config=checkpoint.config,
+    )
+    model.compile(
+        assembly.build_optimizer(student, num_steps, sparsity=sparsity)
+    )
+    return model

@@ -1,0 +1,89 @@
+"""Question answering, by flags.
+
+    --task_name=SQuAD2 --data_dir=squad --max_seq_length=384
+
+Imports no TensorFlow.
+"""
+
+import os
+
+from absl import flags
+
+from bert_pruning.commands import flags as shared
+from bert_pruning.errors import UserError
+
+FLAGS = flags.FLAGS
+
+# The version of each task's files.
+VERSIONS = {"squad": "1.1", "squad1.1": "1.1", "squad2": "2.0"}
+
+_WINDOWS = ("doc_stride", "max_query_length")
+_ANSWERS = ("n_best_size", "max_answer_length", "null_score_diff_threshold")
+
+# What of `train` is for texts with labels.
+_OTHERS = (
+    *("aug_train", "structure", "tickets", "sampling_temperature"),
+    *("classifier_dropout",),
+)
+
+
+def define():
+    """Defines how texts are cut into windows, and answers chosen."""
+    number = flags.DEFINE_integer
+    number(
+        "doc_stride",
+        128,
+        "SQuAD: tokens from the beginning of a window to that of the next.",
+        1,
+    )
+    number("max_query_length", 64, "SQuAD: longest question, in tokens.", 1)
+    number("n_best_size", 20, "SQuAD: candidates of a question.", 1)
+    number("max_answer_length", 30, "SQuAD: longest answer, in tokens.", 1)
+    flags.DEFINE_float(
+        "null_score_diff_threshold",
+        0.0,
+        "SQuAD2: by how much no answer must score higher than the best one.",
+    )
+
+
+def is_asked():
+    """Whether the flags name SQuAD as the task."""
+    return (FLAGS.task_name or "").lower() in VERSIONS
+
+
+def find_file(split):
+    """Returns the file of a split of the task that the flags name.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    version = VERSIONS[FLAGS.task_name.lower()]
+    name = f"{split}-v{version}.json"
+    folders = (FLAGS.data_dir, os.path.join(FLAGS.data_dir, "SQuAD"))
+    for folder in folders:
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            return path
+    raise UserError(
+        f"Missing file: expected {name} in {' or '.join(folders)}. It is at "
+        "https://rajpurkar.github.io/SQuAD-explorer/."
+    )
+
+
+def check():
+    """Finds what contradicts itself before anything is loaded.
+
+    Raises:
+        UserError: saying what.
+    """
+    if not is_asked():
+        for name in (*_WINDOWS, *_ANSWERS):
+            if shared.is_changed(name):
+                raise UserError(f"--{name} needs --task_name=SQuAD or SQuAD2.")
+        return
+    shared.refuse_custom_flags()
+    for name in _OTHERS:
+        if name in FLAGS and shared.is_changed(name):
+            raise UserError(f"--{name} is not for --task_name=SQuAD.")
+    if "pruning" in FLAGS and FLAGS.pruning in ("width", "depth"):
+        raise UserError(f"--pruning={FLAGS.pruning} is not for SQuAD.")
