@@ -655,6 +655,13 @@ def test_the_zeros_of_a_sparse_run_are_kept(place, tmp_path):
         (
             [
                 *("--pruning=magnitude", "--sparsity=0.5"),
+                *("--lr_schedule=rewind", "--pruning_end=0.9"),
+            ],
+            "more than twice the warm-up",
+        ),
+        (
+            [
+                *("--pruning=magnitude", "--sparsity=0.5"),
                 *("--pruning_update_end=0.2", "--pruning_end=0.5"),
                 "--pruning_regrowth=shadow",
             ],

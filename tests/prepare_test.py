@@ -12,6 +12,7 @@ from folders import contents
 
 from bert_pruning.data import corpus
 from bert_pruning.data import examples
+from bert_pruning.data import preparation
 from bert_pruning.errors import UserError
 
 WORDS = (*tiny_runs.GOOD, *tiny_runs.BAD, *tiny_runs.OTHER[:-1])
@@ -49,7 +50,7 @@ def prepare(place, output_dir, *flags):
 
 
 def read_all(folder):
-    found = examples.find_corpus(str(folder), len(VOCABULARY), True)
+    found = examples.find_corpus(str(folder), VOCABULARY, True)
     return {
         split: [found.read(split, i) for i in range(len(files))]
         for split, files in found.files.items()
@@ -166,7 +167,10 @@ def test_documents_that_are_held_out_are_not_trained_on(place, tmp_path):
     [["--beam=--direct_num_workers=3"], ["--seed=42"]],
     ids=["workers", "again"],
 )
-def test_the_same_seed_gives_the_same_files(place, tmp_path, options):
+def test_the_same_seed_gives_the_same_files(
+    place, tmp_path, options, monkeypatch
+):
+    monkeypatch.setattr(preparation, "POOL_SIZE", 5)
     options = [*options, "--beam=--direct_running_mode=multi_threading"]
     assert prepare(place, tmp_path / "a")[0] == 0
     assert prepare(place, tmp_path / "b", *options)[0] == 0
@@ -197,8 +201,8 @@ def test_the_official_format_is_that_of_the_official_code(place, tmp_path):
     features["masked_lm_weights"] = tf.io.FixedLenFeature((4,), tf.float32)
     features["next_sentence_labels"] = tf.io.FixedLenFeature((1,), tf.int64)
     rows = 0
-    for path in sorted((tmp_path / "out").glob("train*.gz")):
-        for record in tf.data.TFRecordDataset(str(path), "GZIP"):
+    for path in sorted((tmp_path / "out").glob("train*.tfrecord")):
+        for record in tf.data.TFRecordDataset(str(path)):
             row = tf.io.parse_single_example(record, features)
             row = {name: value.numpy() for name, value in row.items()}
             length = row["input_mask"].sum()
@@ -211,7 +215,7 @@ def test_the_official_format_is_that_of_the_official_code(place, tmp_path):
             rows += 1
     assert rows > 0
     with pytest.raises(UserError, match="masked for other programs"):
-        examples.find_corpus(str(tmp_path / "out"), len(VOCABULARY), True)
+        examples.find_corpus(str(tmp_path / "out"), VOCABULARY, True)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +228,8 @@ def test_the_official_format_is_that_of_the_official_code(place, tmp_path):
         (["--input=tfds:wikipedia/x,a.txt"], "takes one text"),
         (["--input=nowhere"], "names no file"),
         (["--output_dir=P/init"], "would be written over"),
+        (["--output_dir=P/texts/out"], "would be read as text"),
+        (["--beam=--direct_num_workers=abc"], "Apache Beam does not take"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(place, tmp_path, flags, message):
@@ -241,15 +247,15 @@ def test_flags_that_cannot_be_are_refused(place, tmp_path, flags, message):
 def test_files_that_are_not_as_written_are_refused(place, tmp_path):
     folder = tmp_path / "out"
 
-    def find(size=24, lower=True):
-        return examples.find_corpus(str(folder), size, lower)
+    def find(vocabulary=VOCABULARY, lower=True):
+        return examples.find_corpus(str(folder), vocabulary, lower)
 
     with pytest.raises(UserError, match="no finished examples"):
         find()
     assert prepare(place, folder)[0] == 0
     found = find()
-    with pytest.raises(UserError, match="with 24 tokens"):
-        find(size=99)
+    with pytest.raises(UserError, match="another vocabulary, of 24 tokens"):
+        find(vocabulary=VOCABULARY[::-1])
     with pytest.raises(UserError, match="do_lower_case"):
         find(lower=False)
     path = folder / found.files["train"][0]

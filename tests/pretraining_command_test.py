@@ -178,7 +178,8 @@ def test_a_batch_is_hidden_alike_only_where_it_is_the_same(place):
 def load_examples(place, split="train"):
     from bert_pruning.data import examples
 
-    return examples.find_corpus(str(place / "data"), 24, True).read(split, 0)
+    found = examples.find_corpus(str(place / "data"), VOCABULARY, True)
+    return found.read(split, 0)
 
 
 def test_scores_are_over_all_hidden_tokens(place):
@@ -281,6 +282,7 @@ def test_a_student_is_pruned_and_keeps_its_zeros_on_a_task(place, tmp_path):
             "--pruning=depth is not for",
         ),
         (["--aug_train=x"], "--aug_train is not for"),
+        (["--output_dir=P/data", "--overwrite"], "would be written over"),
         (["--mlm_probability=0"], "--mlm_probability must lie"),
         (["--max_seq_length=8"], "prepared with --max_seq_length=16"),
         (["--data_dir=P/texts"], "no finished examples"),

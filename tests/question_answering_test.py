@@ -11,6 +11,7 @@ from folders import contents
 
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.checkpoints import load_checkpoint
+from bert_pruning.modeling.checkpoints import save_huggingface
 from bert_pruning.training import distillation
 from bert_pruning.training import span
 from bert_pruning.training.run import read_results
@@ -189,6 +190,30 @@ def test_a_student_learns_from_a_teacher_while_it_is_pruned(place, tmp_path):
     assert results["sparsity"] == pytest.approx(0.5)
 
 
+def test_a_sparse_encoder_is_locked_with_or_without_a_pooler(place, tmp_path):
+    init = load_checkpoint(str(place / "init"))
+    weights = dict(init.weights)
+    random = np.random.default_rng(0)
+    for name in (*bert.encoder_kernels(init.config), "pooler/kernel"):
+        shape = (16, 16) if name == "pooler/kernel" else weights[name].shape
+        kernel = random.standard_normal(shape) * (random.random(shape) < 0.2)
+        weights[name] = kernel.astype(np.float32)
+    weights["pooler/bias"] = np.zeros(16, np.float32)
+    save_huggingface(
+        tmp_path / "sparse", init.config, weights, init.vocabulary, True
+    )
+    status, _, err = train(
+        *(place, tmp_path / "run", "--pruning=lock"),
+        f"--init_checkpoint={tmp_path}/sparse",
+    )
+    assert status == 0, err
+    run = load_checkpoint(str(tmp_path / "run"))
+    for name in bert.encoder_kernels(init.config):
+        np.testing.assert_array_equal(
+            run.weights[name] == 0, weights[name] == 0, name
+        )
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -198,7 +223,16 @@ def test_a_student_learns_from_a_teacher_while_it_is_pruned(place, tmp_path):
         (["--pruning=depth", "--num_layers=1", "--pruning_end=0.5"], "not for"),
         (["--aug_train=x"], "--aug_train is not for"),
         (
-            ["--teacher_checkpoint=P/init", "--distill=logits"],
+            ["--teacher_checkpoint=P/run", "--distill=logits"],
+            "needs --logits_loss=kl",
+        ),
+        (["--cache_dir=x"], "--cache_dir is not for"),
+        (["--null_score_diff_threshold=1"], "needs --task_name=SQuAD2"),
+        (
+            [
+                *("--teacher_checkpoint=P/init", "--distill=logits"),
+                "--logits_loss=kl",
+            ],
             "was not trained to answer questions",
         ),
     ],

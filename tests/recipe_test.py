@@ -103,6 +103,14 @@ def test_a_default_may_be_one_of_each_choice(tmp_path):
     assert [s.arguments for s in found] == [("--seed=1",), ("--seed=3",)]
 
 
+def test_a_default_may_stand_for_a_flag(tmp_path):
+    text = "init_checkpoint = BERT\na: train --x={init_checkpoint}"
+    [found] = read(tmp_path, text)
+    assert found.arguments == ("--x=BERT",)
+    [found] = read(tmp_path, text, init_checkpoint="other")
+    assert found.arguments == ("--x=other",)
+
+
 def test_a_value_that_nothing_asks_for_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--set=sed=.*stands for {sed}"):
         read(tmp_path, "seed = 1\na_{seed}: train", sed="2")

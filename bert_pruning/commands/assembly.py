@@ -153,7 +153,7 @@ def run_training(run, title, build, batches, plan, **options):
         dict. The results of the best evaluation.
     """
     with Summaries(
-        run.path("events"), shared.flags_as_text(), _hyperparameters(title)
+        run.path("events"), shared.flags_as_text(), hyperparameters(title)
     ) as summaries:
         return trainer.Trainer(
             build(), batches, plan, run, summaries, **options
@@ -405,7 +405,7 @@ def prepare_device():
     return tf.distribute.get_strategy()
 
 
-def _hyperparameters(title):
+def hyperparameters(title):
     """Returns what TensorBoard compares runs of these tasks by."""
     names = (
         "learning_rate",

@@ -16,6 +16,9 @@ from bert_pruning.errors import UserError
 FLAGS = flags.FLAGS
 LOG = logging.getLogger("bert_pruning")
 
+# What --task_name may be beside the tasks of GLUE.
+SPECIAL_TASKS = ("custom", "pretraining", "squad", "squad1.1", "squad2")
+
 # The parts of a task that name a column, and their flags.
 COLUMNS = {
     "text_a": "text_a_column",

@@ -90,6 +90,10 @@ def load_models(path):
     if checkpoint.tasks and len(names) > 1:
         shared.check_length(checkpoint.config)
         shared.refuse_custom_flags()
+        if len({name.strip().lower() for name in names}) < len(names):
+            raise UserError(
+                f"--task_name names a task twice. Received: {FLAGS.task_name}."
+            )
         found = [_part_for(checkpoint, name.strip()) for name in names]
     else:
         checkpoint = load_checkpoint(path)

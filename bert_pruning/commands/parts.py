@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from bert_pruning.commands import flags as shared
 from bert_pruning.compression import surgery
 from bert_pruning.compression.structure import Structure
 from bert_pruning.data import tasks
@@ -12,7 +13,7 @@ def find_part(checkpoint, name):
 
     Models of one task may serve another: AX is answered by MNLI's.
     """
-    if "," in name or name.lower() == "custom":
+    if "," in name or name.lower() in shared.SPECIAL_TASKS:
         return None
     task = tasks.get_task(name)
     names = (task.name, task.model_task)

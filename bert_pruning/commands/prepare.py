@@ -75,6 +75,15 @@ def check_flags():
         for name in _OFFICIAL:
             if shared.is_changed(name):
                 raise UserError(f"--{name} needs --format=official.")
+    folder = os.path.join(os.path.abspath(FLAGS.output_dir), "")
+    for name in FLAGS.input:
+        if os.path.isdir(name) and folder.startswith(
+            os.path.join(os.path.abspath(name), "")
+        ):
+            raise UserError(
+                f"--output_dir={FLAGS.output_dir} lies in --input={name}; its "
+                "files would be read as text. Choose another."
+            )
     named = [name for name in FLAGS.input if name.startswith(_TFDS)]
     if named and len(FLAGS.input) > 1:
         raise UserError(
@@ -93,6 +102,7 @@ def main():
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     settings = _settings(preparation, str(run.path("checkpoint")))
     texts = _find_texts(preparation)
+    options = _beam_options()
     run.begin()
     with run.writing():
         # Of a pipeline that was killed nothing is used again.
@@ -100,7 +110,7 @@ def main():
             path.unlink()
         run.path("checkpoint").mkdir(exist_ok=True)
     started = time.monotonic()
-    _run_pipeline(beam, preparation, texts, settings)
+    _run_pipeline(beam, options, preparation, texts, settings)
     index = _collect(run, settings)
     run.write_text("prepare.json", json.dumps(index, indent=2) + "\n")
     run.complete()
@@ -175,11 +185,23 @@ def _find_texts(preparation):
     return preparation.ReadFiles(files)
 
 
-def _run_pipeline(beam, preparation, texts, settings):
+def _beam_options():
     from apache_beam.options.pipeline_options import PipelineOptions
 
+    options = PipelineOptions(FLAGS.beam)
     try:
-        with beam.Pipeline(options=PipelineOptions(FLAGS.beam)) as pipeline:
+        options.get_all_options()
+    except SystemExit as error:
+        # So it ends for a value that it cannot read.
+        raise UserError(
+            f"--beam holds what Apache Beam does not take: {FLAGS.beam}."
+        ) from error
+    return options
+
+
+def _run_pipeline(beam, options, preparation, texts, settings):
+    try:
+        with beam.Pipeline(options=options) as pipeline:
             preparation.build_pipeline(pipeline, texts, settings)
     except UserError:
         raise
@@ -191,6 +213,8 @@ def _run_pipeline(beam, preparation, texts, settings):
 
 def _collect(run, settings):
     """Puts the finished files in place; returns what is in them."""
+    from bert_pruning.data import examples
+
     found = {}
     for path in sorted(run.path("checkpoint").glob("*.json")):
         found[path.name.removesuffix(".json")] = json.loads(path.read_text())
@@ -209,8 +233,8 @@ def _collect(run, settings):
         )
     if not splits["dev"]:
         shared.LOG.warning(
-            "No examples are held out: less than two documents of --dev_share="
-            "%g. Raise it, or --seed, to evaluate while training.",
+            "No examples are held out, and `train` needs some: less than two "
+            "documents are of --dev_share=%g. Raise it, or change --seed.",
             FLAGS.dev_share,
         )
     with run.writing():
@@ -219,7 +243,8 @@ def _collect(run, settings):
     return {
         "format": FLAGS.format,
         "max_seq_length": FLAGS.max_seq_length,
-        "do_lower_case": settings.do_lower_case,
-        "vocab_size": len(settings.vocabulary),
+        **examples.describe_vocabulary(
+            settings.vocabulary, settings.do_lower_case
+        ),
         "splits": splits,
     }

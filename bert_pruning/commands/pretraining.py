@@ -26,6 +26,7 @@ from bert_pruning.training.run import Run
 
 FLAGS = flags.FLAGS
 
+_GROUPS = ("pooler", "mlm", "next_sentence")
 # Heads that a checkpoint may lack.
 _HEADS = ("pooler", "mlm_transform", "mlm_norm", "mlm_output", "next_sentence")
 
@@ -44,7 +45,7 @@ def train():
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     do_lower_case, corpus = _find_corpus(checkpoint)
-    pruning_flags.check_model(checkpoint)
+    pruning_flags.check_model(checkpoint, _GROUPS)
     teacher = _load_teacher(checkpoint)
     matches = ()
     if teacher is not None:
@@ -64,7 +65,7 @@ def train():
         FLAGS.seed,
     )
     plan = assembly.plan_for(batches)
-    sparsity = pruning_flags.build_sparsity(checkpoint, plan.num_steps)
+    sparsity = pruning_flags.build_sparsity(checkpoint, plan.num_steps, _GROUPS)
     run.begin()
     shared.LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
 
@@ -130,7 +131,7 @@ def _find_corpus(checkpoint):
         checkpoint, FLAGS.do_lower_case
     )
     corpus = examples.find_corpus(
-        FLAGS.data_dir, len(checkpoint.vocabulary), do_lower_case
+        FLAGS.data_dir, checkpoint.vocabulary, do_lower_case
     )
     if corpus.max_seq_length > FLAGS.max_seq_length:
         raise UserError(

@@ -20,7 +20,7 @@ _NAMES = ("mlm_probability", "whole_word_mask")
 # What of `train` is for tasks with labels.
 _OTHERS = (
     *("aug_train", "structure", "tickets", "sampling_temperature"),
-    *("classifier_dropout", "train_fraction"),
+    *("classifier_dropout", "train_fraction", "cache_dir"),
 )
 
 
@@ -60,6 +60,11 @@ def check():
     for name in _OTHERS:
         if name in FLAGS and shared.is_changed(name):
             raise UserError(f"--{name} is not for --task_name={NAME}.")
+    if "split" in FLAGS and FLAGS.split != "dev":
+        raise UserError(
+            "Pre-training is scored on the held-out examples, --split=dev. "
+            f"Received: {FLAGS.split}."
+        )
     if "pruning" in FLAGS and FLAGS.pruning in ("width", "depth"):
         raise UserError(
             f"--pruning={FLAGS.pruning} is not for --task_name={NAME}."

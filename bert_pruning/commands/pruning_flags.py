@@ -50,6 +50,9 @@ _EXAMPLES = {"sparsity": "0.8", "keep_heads": "2", "num_layers": "8"}
 # What `--pruning` reads.
 NAMES = tuple(sorted({name for used in _USES.values() for name in used}))
 
+# The parts of a model beside the encoder.
+_TASK_HEADS = ("pooler", "classifier")
+
 # Stands for the steps of a run before its data are read.
 _SYMBOLIC_STEPS = 10_000
 
@@ -207,11 +210,12 @@ def check():
         _gradual_sparsity(FLAGS.max_steps)
 
 
-def build_sparsity(checkpoint, num_steps=None):
+def build_sparsity(checkpoint, num_steps=None, heads=_TASK_HEADS):
     """Returns what the flags say of zeros in kernels.
 
     Args:
         checkpoint: Checkpoint. To begin with.
+        heads: tuple of str. Of the model, as `names.Weight.group` has them.
         num_steps: int or None. Optimizer steps of the run; None: not known
             yet, so that how often the masks change cannot be checked.
 
@@ -224,15 +228,21 @@ def build_sparsity(checkpoint, num_steps=None):
     if FLAGS.pruning == "magnitude":
         return _gradual_sparsity(num_steps)
     if FLAGS.pruning == "lock":
-        return sparsity.find_pattern(
-            {
-                name.removesuffix("/kernel"): array
-                for name, array in checkpoint.weights.items()
-                if name.endswith("/kernel")
-                and name.startswith(("layer_", "pooler"))
-            },
-            FLAGS.sparsity,
+        kernels = {
+            name.removesuffix("/kernel"): array
+            for name, array in checkpoint.weights.items()
+            if name.endswith("/kernel") and name.startswith("layer_")
+        }
+        if "pooler" in heads and "pooler/kernel" in checkpoint.weights:
+            kernels["pooler"] = checkpoint.weights["pooler/kernel"]
+        found = sparsity.find_pattern(kernels, FLAGS.sparsity)
+        dense = sorted(kernels.keys() - set(found.targets))
+        shared.LOG.info(
+            "Locked: %d kernels, of which %.4f are zeros%s",
+            *(len(found.targets), found.final),
+            f"; dense: {', '.join(dense)}" if dense else "",
         )
+        return found
     return None
 
 
@@ -311,24 +321,24 @@ def check_teacher(config, teacher):
         distillation_flags.build_matches(shape, teacher)
 
 
-def check_model(checkpoint):
+def check_model(checkpoint, heads=_TASK_HEADS):
     """Checks the flags of pruning against a model that is not built yet.
 
     Args:
         checkpoint: Checkpoint. To begin with.
+        heads: tuple of str. Of the model, as `names.Weight.group` has them.
 
     Raises:
         UserError: if they contradict each other or the model.
     """
     shapes_of(checkpoint.config)
-    pruning = build_sparsity(checkpoint, FLAGS.max_steps)
+    pruning = build_sparsity(checkpoint, FLAGS.max_steps, heads)
     if pruning is None:
         return
     # The classifier's columns, the task's classes, are not known yet.
     kernels = {
         row.name.removesuffix("/kernel"): row.shape
         for row in names.weight_table(checkpoint.config, "huggingface")
-        if row.name.endswith("/kernel")
-        and row.group in (None, "pooler", "classifier")
+        if row.name.endswith("/kernel") and row.group in (None, *heads)
     }
     sparsity.find_targets(kernels, pruning)

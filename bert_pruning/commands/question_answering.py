@@ -25,6 +25,8 @@ from bert_pruning.training.run import Run
 
 FLAGS = flags.FLAGS
 
+_HEADS = ("span",)
+
 
 def train():
     """Trains by the flags.
@@ -40,7 +42,7 @@ def train():
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
-    pruning_flags.check_model(checkpoint)
+    pruning_flags.check_model(checkpoint, _HEADS)
     teacher = _load_teacher(checkpoint)
     matches = ()
     if teacher is not None:
@@ -48,19 +50,18 @@ def train():
             checkpoint.config, teacher.config
         )
     dev = _DevSet(tokenizer)
-    windows = _encode(
-        squad.read_squad(
-            question_answering_flags.find_file("train"), needs_answers=True
-        ),
-        tokenizer,
-        with_labels=True,
+    questions = squad.read_squad(
+        question_answering_flags.find_file("train"), needs_answers=True
     )
-    dataset = subsets.draw_subset(
-        windows.dataset, FLAGS.train_fraction, FLAGS.subset_seed
+    rows = subsets.draw_rows(
+        len(questions), FLAGS.train_fraction, FLAGS.subset_seed
     )
+    dataset = _encode(
+        [questions[row] for row in rows], tokenizer, with_labels=True
+    ).dataset
     batches = TrainBatches(dataset, **assembly.batch_options())
     plan = assembly.plan_for(batches)
-    sparsity = pruning_flags.build_sparsity(checkpoint, plan.num_steps)
+    sparsity = pruning_flags.build_sparsity(checkpoint, plan.num_steps, _HEADS)
     run.begin()
     shared.LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
 
@@ -99,15 +100,16 @@ def evaluate():
         v2.0 the other figures of the official evaluation.
     """
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    predictor = span.SpanPredictor(_restore(checkpoint))
     dev = _DevSet(inputs.find_tokenizer(checkpoint), FLAGS.split)
-    return dev.score(span.SpanPredictor(_restore(checkpoint)))
+    return dev.score(predictor)
 
 
 def predict():
     """Writes the answers to a split by the flags; returns the files."""
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
-    dev = _DevSet(inputs.find_tokenizer(checkpoint), FLAGS.split or "dev")
     predictor = span.SpanPredictor(_restore(checkpoint))
+    dev = _DevSet(inputs.find_tokenizer(checkpoint), FLAGS.split or "dev")
     return squad_answers.write_predictions(
         FLAGS.output_dir, dev.answers(predictor)
     )
@@ -132,11 +134,12 @@ class _DevSet:
             FLAGS.n_best_size,
             FLAGS.max_answer_length,
             FLAGS.null_score_diff_threshold,
+            has_null=question_answering_flags.is_version_2(),
         )
 
     def score(self, predictor):
         answers = self.answers(predictor)
-        if squad.is_version_2(self.questions):
+        if question_answering_flags.is_version_2():
             found = squad_metrics.evaluate_v2(
                 self.questions, answers.texts, answers.null_odds
             )
@@ -144,15 +147,12 @@ class _DevSet:
         else:
             found = squad_metrics.evaluate_v1(self.questions, answers.texts)
         # Shares, as of all tasks; thresholds and counts are as they are.
-        results = {
+        return {
             f"eval_{name}": value
             if name.endswith(("thresh", "total"))
             else value / 100
             for name, value in found.items()
         }
-        # There is no loss on answers of several people.
-        results["eval_loss"] = 1.0 - results["eval_f1"]
-        return results
 
 
 def _encode(questions, tokenizer, with_labels):
@@ -166,12 +166,16 @@ def _encode(questions, tokenizer, with_labels):
     )
 
 
-def _restore(checkpoint):
+def _check_trained(checkpoint):
     if "span/kernel" not in checkpoint.weights:
         raise UserError(
             f"{checkpoint.path} was not trained to answer questions. Train it "
             f"by --task_name={FLAGS.task_name} first."
         )
+
+
+def _restore(checkpoint):
+    _check_trained(checkpoint)
     model = bert.build_span_model(checkpoint.config)
     bert.set_weights(model, checkpoint.weights, initialized=())
     return model
@@ -186,7 +190,7 @@ def _load_teacher(checkpoint):
             f"The teacher {FLAGS.teacher_checkpoint} and "
             f"{FLAGS.init_checkpoint} have different vocabularies."
         )
-    _restore(teacher)
+    _check_trained(teacher)
     return teacher
 
 

@@ -23,7 +23,7 @@ _ANSWERS = ("n_best_size", "max_answer_length", "null_score_diff_threshold")
 # What of `train` is for texts with labels.
 _OTHERS = (
     *("aug_train", "structure", "tickets", "sampling_temperature"),
-    *("classifier_dropout",),
+    *("classifier_dropout", "cache_dir"),
 )
 
 
@@ -51,6 +51,11 @@ def is_asked():
     return (FLAGS.task_name or "").lower() in VERSIONS
 
 
+def is_version_2():
+    """Whether some questions of the task have no answer."""
+    return VERSIONS[FLAGS.task_name.lower()] == "2.0"
+
+
 def find_file(split):
     """Returns the file of a split of the task that the flags name.
 
@@ -59,7 +64,9 @@ def find_file(split):
     """
     version = VERSIONS[FLAGS.task_name.lower()]
     name = f"{split}-v{version}.json"
-    folders = (FLAGS.data_dir, os.path.join(FLAGS.data_dir, "SQuAD"))
+    folders = [
+        os.path.join(FLAGS.data_dir, name) for name in ("", "squad", "SQuAD")
+    ]
     for folder in folders:
         path = os.path.join(folder, name)
         if os.path.exists(path):
@@ -85,5 +92,18 @@ def check():
     for name in _OTHERS:
         if name in FLAGS and shared.is_changed(name):
             raise UserError(f"--{name} is not for --task_name=SQuAD.")
+    if shared.is_changed("null_score_diff_threshold") and not is_version_2():
+        raise UserError(
+            "--null_score_diff_threshold needs --task_name=SQuAD2: all "
+            "questions of SQuAD have an answer."
+        )
     if "pruning" in FLAGS and FLAGS.pruning in ("width", "depth"):
         raise UserError(f"--pruning={FLAGS.pruning} is not for SQuAD.")
+    if "distill" not in FLAGS:
+        return
+    if "logits" in FLAGS.distill and FLAGS.logits_loss != "kl":
+        raise UserError(
+            "Of all positions of a text the mean over classes is next to "
+            f"nothing: --task_name={FLAGS.task_name} with --distill=logits "
+            "needs --logits_loss=kl."
+        )

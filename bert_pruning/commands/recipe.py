@@ -130,7 +130,8 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
         default = _DEFAULT.fullmatch(line)
         if default is not None:
             used.add(default[1])
-            values.setdefault(default[1], _fill(default[2], values, where))
+            if values.get(default[1]) is None:
+                values[default[1]] = _fill(default[2], values, where)
             continue
         match = _LINE.fullmatch(line)
         if match is None:
@@ -178,7 +179,7 @@ def _values():
     if FLAGS.task_name:
         # As the task spells it, not the person.
         name = FLAGS.task_name
-        if name.lower() != "custom":
+        if name.lower() not in shared.SPECIAL_TASKS:
             names = [tasks.get_task(each.strip()) for each in name.split(",")]
             name = ",".join(task.name for task in names)
         values["task"] = name.lower()

@@ -137,7 +137,7 @@ def check_flags():
     shared.check_separate(
         FLAGS.output_dir,
         *("init_checkpoint", "teacher_checkpoint", "aug_train", "structure"),
-        "tickets",
+        *("tickets", "data_dir"),
     )
     shared.check_subset()
     if FLAGS.aug_train and FLAGS.train_fraction < 1.0:
@@ -155,6 +155,15 @@ def check_flags():
             "--lr_schedule=rewind begins anew when the sparsity rises, and "
             "needs --pruning=magnitude."
         )
+    if FLAGS.lr_schedule == "rewind":
+        left = 1.0 - (FLAGS.pruning_end - FLAGS.pruning_begin)
+        if left <= 2.0 * FLAGS.warmup_proportion:
+            raise UserError(
+                "--lr_schedule=rewind falls in the steps that the ramp leaves, "
+                "which must be more than twice the warm-up. Received: "
+                f"--pruning_end={FLAGS.pruning_end:g} and "
+                f"--warmup_proportion={FLAGS.warmup_proportion:g}."
+            )
     if FLAGS.max_steps is None and FLAGS.num_train_epochs <= 0:
         raise UserError(
             "--num_train_epochs must be positive. Received: "

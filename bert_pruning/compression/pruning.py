@@ -89,7 +89,8 @@ class Pruner(keras.callbacks.Callback):
     """Drives the pruning wrappers of one model.
 
     In a loop of one's own, call it after each optimizer step; in Keras' `fit`,
-    pass it as a callback.
+    pass it as a callback. With a regrowth, `before_update` and `after_update`
+    go around each step, as in `DistillationModel`.
 
     Args:
         model: a model from `wrap`.

@@ -11,6 +11,7 @@ import codecs
 import glob
 import itertools
 import os
+import pathlib
 from collections.abc import Iterator
 from collections.abc import Sequence
 
@@ -27,7 +28,7 @@ def find_files(inputs: Sequence[str]) -> list[str]:
 
     Args:
         inputs: sequence of str. Of a folder, all files below it are taken but
-            those whose name begins with a dot.
+            those whose name, or whose folder's, begins with a dot.
 
     Returns:
         The sorted paths.
@@ -40,10 +41,13 @@ def find_files(inputs: Sequence[str]) -> list[str]:
         paths = [name]
         if os.path.isdir(name):
             paths = [
-                os.path.join(folder, file)
-                for folder, _, files in os.walk(name)
-                for file in files
-                if not file.startswith(".")
+                str(path)
+                for path in pathlib.Path(name).rglob("*")
+                if path.is_file()
+                and not any(
+                    part.startswith(".")
+                    for part in path.relative_to(name).parts
+                )
             ]
         elif not os.path.exists(name):
             paths = glob.glob(name, recursive=True)

@@ -5,6 +5,7 @@ each time they are read. Those of the official BERT code are both.
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 
@@ -179,14 +180,26 @@ class PreparedCorpus:
         return read_examples(path, self.rows[name], self.max_seq_length)
 
 
+def describe_vocabulary(
+    vocabulary: Sequence[str], do_lower_case: bool
+) -> dict[str, object]:
+    """Returns what tells a vocabulary from another."""
+    digest = hashlib.sha256("\n".join(vocabulary).encode()).hexdigest()
+    return {
+        "vocab_size": len(vocabulary),
+        "vocab_sha256": digest,
+        "do_lower_case": do_lower_case,
+    }
+
+
 def find_corpus(
-    folder: str, vocab_size: int, do_lower_case: bool
+    folder: str, vocabulary: Sequence[str], do_lower_case: bool
 ) -> PreparedCorpus:
     """Finds the examples that `prepare` wrote, all files as they were.
 
     Args:
         folder: str.
-        vocab_size: int. Of the model that is to read them.
+        vocabulary: sequence of str. Of the model that is to read them.
         do_lower_case: bool.
 
     Raises:
@@ -208,7 +221,8 @@ def find_corpus(
                 f"{folder} holds examples of --format={index['format']}, "
                 "which are masked for other programs. Run `prepare` without."
             )
-        theirs = index["vocab_size"], index["do_lower_case"]
+        ours = describe_vocabulary(vocabulary, do_lower_case)
+        theirs = {name: index[name] for name in ours}
         files = {name: tuple(each) for name, each in index["splits"].items()}
         about = {
             name: each
@@ -220,10 +234,11 @@ def find_corpus(
         length = int(index["max_seq_length"])
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} lacks {error}. Was it edited?") from error
-    if theirs != (vocab_size, do_lower_case):
+    if theirs != ours:
         raise UserError(
-            f"{folder} was prepared with {theirs[0]} tokens, "
-            f"do_lower_case={theirs[1]}; the model has {vocab_size}, "
+            f"{folder} was prepared with another vocabulary, of "
+            f"{theirs['vocab_size']} tokens, do_lower_case="
+            f"{theirs['do_lower_case']}; the model has {len(vocabulary)}, "
             f"do_lower_case={do_lower_case}."
         )
     for name, size in sizes.items():

@@ -111,8 +111,7 @@ def build_pipeline(
                 beam.pvalue.AsSingleton(num_pairs),
             )
             | f"{split}: gather shards" >> beam.GroupByKey()
-            | f"{split}: write"
-            >> beam.Map(_write_shard, split, preparation.folder)
+            | f"{split}: write" >> beam.Map(_write_shard, split, preparation)
         )
 
 
@@ -153,21 +152,20 @@ class ReadDataset(beam.PTransform):
         import tensorflow_datasets as tfds
 
         # Downloaded once, before the workers begin.
-        builder = tfds.builder(self._name)
-        builder.download_and_prepare()
-        splits = tfds.even_splits("train", self._parts, drop_remainder=False)
+        tfds.builder(self._name).download_and_prepare()
         return (
             pipeline
-            | beam.Create([str(split) for split in splits])
+            | beam.Create(range(self._parts))
             | beam.Reshuffle()
-            | beam.FlatMap(_read_rows, self._name)
+            | beam.FlatMap(_read_rows, self._name, self._parts)
         )
 
 
-def _read_rows(split, name):
+def _read_rows(part, name, parts):
     import tensorflow_datasets as tfds
 
-    for row in tfds.as_numpy(tfds.load(name, split=split)):
+    splits = tfds.even_splits("train", parts, drop_remainder=False)
+    for row in tfds.as_numpy(tfds.load(name, split=splits[part])):
         lines = row["text"].decode("utf-8").splitlines()
         lines = [line.strip() for line in lines if line.strip()]
         if lines:
@@ -241,8 +239,9 @@ def _build_examples(pool, preparation):
                     sentences, index, preparation.pairs, random
                 )
             ):
-                record = encoder.encode(pair)
-                if preparation.masking is not None:
+                if preparation.masking is None:
+                    record = encoder.encode(pair)
+                else:
                     record = encoder.encode_masked(
                         pair, preparation.masking, random
                     )
@@ -255,13 +254,16 @@ def _with_shard(example, shard_rows, num_examples):
     return (example[0] % shards, shards), example
 
 
-def _write_shard(shard, split, folder):
+def _write_shard(shard, split, preparation):
     """Writes one file whole or not at all."""
     (number, count), found = shard
-    name = f"{split}-{number:05d}-of-{count:05d}.tfrecord.gz"
-    path = os.path.join(folder, name)
+    name = f"{split}-{number:05d}-of-{count:05d}.tfrecord"
+    compression = ""
+    if preparation.masking is None:  # The official code reads plain files.
+        name, compression = f"{name}.gz", "GZIP"
+    path = os.path.join(preparation.folder, name)
     records = [record for _, record in sorted(found)]
-    with tf.io.TFRecordWriter(f"{path}.tmp", options="GZIP") as writer:
+    with tf.io.TFRecordWriter(f"{path}.tmp", options=compression) as writer:
         for record in records:
             writer.write(record)
     about = {"rows": len(records), "bytes": os.path.getsize(f"{path}.tmp")}

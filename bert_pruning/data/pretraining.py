@@ -179,8 +179,9 @@ class Masking:
 
     Args:
         vocabulary: sequence of str.
-        probability: float in (0, 1). Of a token being chosen; at least one of
-            a row is.
+        probability: float in (0, 1). Share of a row's tokens, special ones
+            counted, that are chosen; at least one is, unless all words are
+            longer than there is room for.
         whole_word: bool. The pieces of a word are chosen together.
         max_predictions: int or None. Tokens chosen of a row, at most.
 

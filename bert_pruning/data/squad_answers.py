@@ -70,6 +70,8 @@ def find_answers(
     n_best_size: int = 20,
     max_answer_length: int = 30,
     null_score_diff_threshold: float = 0.0,
+    *,
+    has_null: bool | None = None,
 ) -> Answers:
     """Finds the best answers to all questions.
 
@@ -90,6 +92,8 @@ def find_answers(
         max_answer_length: int. Longest answer, in pieces.
         null_score_diff_threshold: float. In v2.0: by how much no answer must
             score higher than the best answer to be chosen.
+        has_null: bool or None. Whether there may be no answer, as in v2.0;
+            None: the questions tell.
 
     Returns:
         `Answers`. A question without a span is answered by "" in v2.0, and
@@ -117,7 +121,8 @@ def find_answers(
     start_logits = _check_logits(windows, start_logits)
     end_logits = _check_logits(windows, end_logits)
     spell = _Speller(questions, windows, tokenizer)
-    has_null = is_version_2(questions)
+    if has_null is None:
+        has_null = is_version_2(questions)
     numbers = np.arange(len(questions) + 1)
     splits = np.searchsorted(windows.question_index, numbers).tolist()
     texts, candidates, null_odds = {}, {}, {}

@@ -16,7 +16,6 @@ import bisect
 import dataclasses
 import functools
 import itertools
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,10 +25,8 @@ from bert_pruning.data.pipeline import EncodedDataset
 from bert_pruning.data.squad import Question
 from bert_pruning.errors import UserError
 
-_WORD = re.compile("[^ \t\r\n\u202f]+")
 # Answers that no window holds.
 _IMPOSSIBLE, _NOT_FOUND = -1, -2
-_KINDS = {str: "a text", list: "a list", int: "a number", bool: "true or false"}
 
 
 @dataclasses.dataclass(frozen=True)

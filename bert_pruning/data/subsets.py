@@ -31,7 +31,7 @@ def draw_subset(
     """
     if fraction == 1.0:
         return dataset
-    count = round(len(dataset) * fraction)
+    count = _count(len(dataset), fraction)
     is_class = dataset.labels.dtype.kind == "i"
     try:
         rows, _ = train_test_split(
@@ -46,3 +46,31 @@ def draw_subset(
             f"drawn: {error}"
         ) from error
     return dataset.take(np.sort(rows))
+
+
+def draw_rows(number: int, fraction: float, seed: int) -> np.ndarray:
+    """Draws a part of some rows that have no classes.
+
+    Args:
+        number: int. Of the rows.
+        fraction: float in (0, 1].
+        seed: int.
+
+    Returns:
+        The drawn numbers of rows, rising.
+
+    Raises:
+        UserError: if not even one is drawn.
+    """
+    count = _count(number, fraction)
+    return np.sort(np.random.default_rng(seed).permutation(number)[:count])
+
+
+def _count(number, fraction):
+    count = round(number * fraction)
+    if not count:
+        raise UserError(
+            f"--train_fraction={fraction} of {number} rows cannot be drawn: "
+            "it is not one."
+        )
+    return count

@@ -13,6 +13,10 @@ from bert_pruning.training.step import label_loss
 
 _INPUTS = (*INPUT_NAMES, "masked_positions")
 
+# What is hidden when a model is scored depends on this, not on how many
+# examples are scored at once.
+_HIDDEN_AT_ONCE = 64
+
 
 class MaskedBatches:
     """Hides tokens of other batches, in each epoch others.
@@ -157,16 +161,20 @@ class PretrainingEvaluator:
         """
         totals, number = np.zeros(6), 0
         for dataset in datasets:
-            for batch in pipeline.eval_batches(dataset, batch_size):
+            for batch in pipeline.eval_batches(dataset, _HIDDEN_AT_ONCE):
                 random = np.random.default_rng(number)
                 masked = self.masking.apply(batch, random)
-                totals += self._count(
-                    [tf.constant(masked[name]) for name in _INPUTS],
-                    *(
-                        tf.constant(masked[name])
-                        for name in ("masked_ids", "masked_weights", "label")
-                    ),
-                ).numpy()
+                for start in range(0, len(masked["label"]), batch_size):
+                    rows = slice(start, start + batch_size)
+                    part = {
+                        name: tf.constant(array[rows])
+                        for name, array in masked.items()
+                    }
+                    totals += self._count(
+                        [part[name] for name in _INPUTS],
+                        *(part["masked_ids"], part["masked_weights"]),
+                        part["label"],
+                    ).numpy()
                 number += 1
         mlm_loss, hits, tokens, nsp_loss, right, rows = totals
         results = {

@@ -22,6 +22,7 @@ from bert_pruning.outputs import check_writable
 # What does not change the trained weights may differ when a run resumes.
 RESUMABLE_FLAGS = frozenset(
     {
+        "beam",
         "cache_dir",
         "eval_batch_size",
         "log_steps",
@@ -35,8 +36,8 @@ RESUMABLE_FLAGS = frozenset(
 # Files of a run that have a number or a level in their names.
 _FAMILIES = (
     "train_aug-*-of-*",
-    "train-*-of-*.tfrecord.gz",
-    "dev-*-of-*.tfrecord.gz",
+    "train-*-of-*.tfrecord*",
+    "dev-*-of-*.tfrecord*",
     "winning_*.json",
     "losing_*.json",
     "random_*.json",

@@ -317,7 +317,7 @@ class Trainer:
 
     def _rank(self, metrics):
         # A small dev set often ties; then the lower loss is the better model.
-        return metrics[self.primary_metric], -metrics["eval_loss"]
+        return metrics[self.primary_metric], -metrics.get("eval_loss", 0.0)
 
     def _save(self, step, pending, train_time):
         self._snapshots.save(
