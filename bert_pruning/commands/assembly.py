@@ -88,16 +88,6 @@ def train():
             _judge_teacher(builder.teacher, task, dev_sets[""])
         weights = _initial_weights(checkpoint, task)
 
-        def save_model(model, directory):
-            checkpoints.save_huggingface(
-                directory,
-                model.config,
-                bert.get_weights(model.student),
-                checkpoint.vocabulary,
-                tokenizer.do_lower_case,
-                task.to_dict(),
-            )
-
         log_plan(plan, run)
         results = run_training(
             run,
@@ -112,7 +102,9 @@ def train():
             plan,
             evaluate=_evaluation(task, dev_sets),
             primary_metric=task.primary_metric,
-            save_model=save_model,
+            save_model=saver(
+                checkpoint, tokenizer.do_lower_case, task.to_dict()
+            ),
             shrinking=builder.shrinking,
         )
     run.finish(results)
@@ -290,6 +282,52 @@ def wrap_for_pruning(student, sparsity):
         return student, None
     student = pruning.wrap(student, sparsity)
     return student, pruning.Pruner(student, sparsity)
+
+
+def build_trained(student, model_class, sparsity, num_steps, **options):
+    """Returns a compiled model that trains a student by the flags.
+
+    Args:
+        student: a model with the weights to begin with.
+        model_class: `DistillationModel`, or one derived from it.
+        sparsity: Sparsity or None.
+        num_steps: int. Optimizer steps of the run.
+        **options: Other arguments of the class.
+    """
+    student, pruner = wrap_for_pruning(student, sparsity)
+    model = model_class(
+        student,
+        pruner=pruner,
+        seed=FLAGS.seed,
+        jit_compile=FLAGS.jit_compile,
+        **options,
+    )
+    model.compile(build_optimizer(student, num_steps, sparsity=sparsity))
+    return model
+
+
+def saver(checkpoint, do_lower_case, task=None, tasks=None):
+    """Returns a function that saves a model to a directory.
+
+    Args:
+        checkpoint: Checkpoint. Whose vocabulary the model has.
+        do_lower_case: bool.
+        task: dict or None. See `save_huggingface`.
+        tasks: dict or None. See `save_huggingface`.
+    """
+
+    def save_model(model, directory):
+        checkpoints.save_huggingface(
+            directory,
+            model.config,
+            bert.get_weights(model.student),
+            checkpoint.vocabulary,
+            do_lower_case,
+            task,
+            tasks,
+        )
+
+    return save_model
 
 
 def build_optimizer(student, num_steps, start=0, sparsity=None):

@@ -17,7 +17,8 @@ FLAGS = flags.FLAGS
 LOG = logging.getLogger("bert_pruning")
 
 # What --task_name may be beside the tasks of GLUE.
-SPECIAL_TASKS = ("custom", "pretraining", "squad", "squad1.1", "squad2")
+SQUAD_VERSIONS = {"squad": "1.1", "squad1.1": "1.1", "squad2": "2.0"}
+SPECIAL_TASKS = ("custom", "pretraining", *SQUAD_VERSIONS)
 
 # The parts of a task that name a column, and their flags.
 COLUMNS = {

@@ -40,9 +40,12 @@ def set_precision():
 
 def load_checkpoint(path):
     """Loads a checkpoint that reads sequences as long as the flags say."""
-    checkpoint = checkpoints.load_checkpoint(path)
+    return _prepare(checkpoints.load_checkpoint(path))
+
+
+def _prepare(checkpoint):
     for note in checkpoint.notes:
-        shared.LOG.info("%s: %s", path, note)
+        shared.LOG.info("%s: %s", checkpoint.path, note)
     shared.check_length(checkpoint.config)
     if checkpoint.tasks:
         return _of_one_task(checkpoint)
@@ -96,7 +99,7 @@ def load_models(path):
             )
         found = [_part_for(checkpoint, name.strip()) for name in names]
     else:
-        checkpoint = load_checkpoint(path)
+        checkpoint = _prepare(checkpoint)
         found = [(checkpoint, evaluation_task(checkpoint))]
     return [(*each, classifier_weights(*each)) for each in found]
 
@@ -225,6 +228,26 @@ def load_teacher(checkpoint, task):
     Raises:
         UserError: if it is no teacher of this student.
     """
+    teacher = load_teacher_checkpoint(checkpoint)
+    if teacher is None:
+        return None
+    other = other_data(teacher, task)
+    if other:
+        shared.LOG.warning(
+            "The teacher %s was trained on other data, %s.", teacher.path, other
+        )
+    return teacher.config, classifier_weights(teacher, task)
+
+
+def load_teacher_checkpoint(checkpoint):
+    """Loads the checkpoint of the teacher that the flags name.
+
+    Returns:
+        A `Checkpoint`, or None without a teacher.
+
+    Raises:
+        UserError: if it reads other tokens than the student.
+    """
     if not FLAGS.teacher_checkpoint:
         return None
     teacher = load_checkpoint(FLAGS.teacher_checkpoint)
@@ -234,12 +257,7 @@ def load_teacher(checkpoint, task):
             f"{FLAGS.init_checkpoint} have different vocabularies; they would "
             "read different texts."
         )
-    other = other_data(teacher, task)
-    if other:
-        shared.LOG.warning(
-            "The teacher %s was trained on other data, %s.", teacher.path, other
-        )
-    return teacher.config, classifier_weights(teacher, task)
+    return teacher
 
 
 def _assumed_labels(checkpoint, task):

@@ -19,7 +19,6 @@ from bert_pruning.compression.structure import Structure
 from bert_pruning.data.mixture import Mixture
 from bert_pruning.data.pipeline import TrainBatches
 from bert_pruning.modeling import bert
-from bert_pruning.modeling import checkpoints
 from bert_pruning.training import multitask
 from bert_pruning.training.run import Run
 
@@ -84,16 +83,6 @@ def train():
     def evaluate(model):
         return evaluator.evaluate(dev_sets, FLAGS.eval_batch_size)
 
-    def save_model(model, directory):
-        checkpoints.save_huggingface(
-            directory,
-            model.config,
-            bert.get_weights(model.student),
-            checkpoint.vocabulary,
-            tokenizer.do_lower_case,
-            tasks=about,
-        )
-
     counts = zip(gates.names, mixture.counts, strict=True)
     assembly.log_plan(
         plan, run, ", ".join(f"{name} {count}" for name, count in counts)
@@ -106,7 +95,9 @@ def train():
         plan,
         evaluate=evaluate,
         primary_metric="eval_mean",
-        save_model=save_model,
+        save_model=assembly.saver(
+            checkpoint, tokenizer.do_lower_case, tasks=about
+        ),
     )
     run.finish({**results, **sizes})
     return run
@@ -123,19 +114,14 @@ def _build(checkpoint, tasks, gates, num_steps, sparsity):
     assembly.start_weights(
         student, config, checkpoint.weights, (*checkpoint.new_layers, *heads)
     )
-    student, pruner = assembly.wrap_for_pruning(student, sparsity)
-    model = multitask.MultiTaskModel(
+    return assembly.build_trained(
         student,
-        gates,
-        pruner=pruner,
-        seed=FLAGS.seed,
-        jit_compile=FLAGS.jit_compile,
+        multitask.MultiTaskModel,
+        sparsity,
+        num_steps,
+        tickets=gates,
         config=config,
     )
-    model.compile(
-        assembly.build_optimizer(student, num_steps, sparsity=sparsity)
-    )
-    return model
 
 
 def _sizes(config, structures):

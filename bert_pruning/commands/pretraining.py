@@ -3,8 +3,6 @@
 Imports TensorFlow, so `train` and `evaluate` import it late.
 """
 
-import dataclasses
-
 import numpy as np
 from absl import flags
 
@@ -20,7 +18,6 @@ from bert_pruning.data.shards import ShardedBatches
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.modeling import checkpoints
-from bert_pruning.modeling.config import BertConfig
 from bert_pruning.training import pretraining
 from bert_pruning.training.run import Run
 
@@ -69,15 +66,6 @@ def train():
     run.begin()
     shared.LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
 
-    def save_model(model, directory):
-        checkpoints.save_huggingface(
-            directory,
-            model.config,
-            bert.get_weights(model.student),
-            checkpoint.vocabulary,
-            do_lower_case,
-        )
-
     with strategy.scope():
         model = _build(checkpoint, teacher, matches, sparsity, plan.num_steps)
         evaluator = pretraining.PretrainingEvaluator(model.student, masking)
@@ -92,7 +80,7 @@ def train():
                 dev_sets, FLAGS.eval_batch_size
             ),
             primary_metric="eval_mlm_accuracy",
-            save_model=save_model,
+            save_model=assembly.saver(checkpoint, do_lower_case),
         )
     run.finish(results)
     return run
@@ -118,12 +106,6 @@ def evaluate():
     return pretraining.PretrainingEvaluator(
         model, _masking(checkpoint)
     ).evaluate(_read_dev_sets(corpus), FLAGS.eval_batch_size)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Teacher:
-    config: BertConfig
-    weights: dict
 
 
 def _find_corpus(checkpoint):
@@ -159,14 +141,9 @@ def _read_dev_sets(corpus):
 
 
 def _load_teacher(checkpoint):
-    if not FLAGS.teacher_checkpoint:
+    teacher = inputs.load_teacher_checkpoint(checkpoint)
+    if teacher is None:
         return None
-    teacher = inputs.load_checkpoint(FLAGS.teacher_checkpoint)
-    if teacher.vocabulary != checkpoint.vocabulary:
-        raise UserError(
-            f"The teacher {FLAGS.teacher_checkpoint} and "
-            f"{FLAGS.init_checkpoint} have different vocabularies."
-        )
     for head, what in (
         ("mlm_transform", "hidden tokens"),
         ("next_sentence", "the next sentence"),
@@ -177,7 +154,7 @@ def _load_teacher(checkpoint):
                 f"predict {what}. Pre-train it first, by train "
                 f"--task_name={pretraining_flags.NAME}."
             )
-    return _Teacher(teacher.config, teacher.weights)
+    return teacher
 
 
 def _build(checkpoint, teacher, matches, sparsity, num_steps):
@@ -192,18 +169,13 @@ def _build(checkpoint, teacher, matches, sparsity, num_steps):
     if teacher is not None:
         taught_by = bert.build_pretraining(teacher.config)
         bert.set_weights(taught_by, teacher.weights, initialized=())
-    student, pruner = assembly.wrap_for_pruning(student, sparsity)
-    model = pretraining.PretrainingModel(
+    return assembly.build_trained(
         student,
-        taught_by,
-        matches,
+        pretraining.PretrainingModel,
+        sparsity,
+        num_steps,
+        teacher=taught_by,
+        matches=matches,
         label_weight=distillation_flags.label_weight(),
-        pruner=pruner,
-        seed=FLAGS.seed,
-        jit_compile=FLAGS.jit_compile,
         config=checkpoint.config,
     )
-    model.compile(
-        assembly.build_optimizer(student, num_steps, sparsity=sparsity)
-    )
-    return model

@@ -19,7 +19,6 @@ from bert_pruning.data import subsets
 from bert_pruning.data.pipeline import TrainBatches
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
-from bert_pruning.modeling import checkpoints
 from bert_pruning.training import span
 from bert_pruning.training.run import Run
 
@@ -65,15 +64,6 @@ def train():
     run.begin()
     shared.LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
 
-    def save_model(model, directory):
-        checkpoints.save_huggingface(
-            directory,
-            model.config,
-            bert.get_weights(model.student),
-            checkpoint.vocabulary,
-            tokenizer.do_lower_case,
-        )
-
     with strategy.scope():
         model = _build(checkpoint, teacher, matches, sparsity, plan.num_steps)
         predictor = span.SpanPredictor(model.student)
@@ -86,7 +76,7 @@ def train():
             plan,
             evaluate=lambda _: dev.score(predictor),
             primary_metric="eval_f1",
-            save_model=save_model,
+            save_model=assembly.saver(checkpoint, tokenizer.do_lower_case),
         )
     run.finish(results)
     return run
@@ -182,14 +172,9 @@ def _restore(checkpoint):
 
 
 def _load_teacher(checkpoint):
-    if not FLAGS.teacher_checkpoint:
+    teacher = inputs.load_teacher_checkpoint(checkpoint)
+    if teacher is None:
         return None
-    teacher = inputs.load_checkpoint(FLAGS.teacher_checkpoint)
-    if teacher.vocabulary != checkpoint.vocabulary:
-        raise UserError(
-            f"The teacher {FLAGS.teacher_checkpoint} and "
-            f"{FLAGS.init_checkpoint} have different vocabularies."
-        )
     _check_trained(teacher)
     return teacher
 
@@ -200,18 +185,13 @@ def _build(checkpoint, teacher, matches, sparsity, num_steps):
         *(student, checkpoint.config, checkpoint.weights),
         (*checkpoint.new_layers, "span"),
     )
-    student, pruner = assembly.wrap_for_pruning(student, sparsity)
-    model = span.SpanModel(
+    return assembly.build_trained(
         student,
-        None if teacher is None else _restore(teacher),
-        matches,
+        span.SpanModel,
+        sparsity,
+        num_steps,
+        teacher=None if teacher is None else _restore(teacher),
+        matches=matches,
         label_weight=distillation_flags.label_weight(),
-        pruner=pruner,
-        seed=FLAGS.seed,
-        jit_compile=FLAGS.jit_compile,
         config=checkpoint.config,
     )
-    model.compile(
-        assembly.build_optimizer(student, num_steps, sparsity=sparsity)
-    )
-    return model

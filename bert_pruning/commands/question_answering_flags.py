@@ -14,9 +14,6 @@ from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
 
-# The version of each task's files.
-VERSIONS = {"squad": "1.1", "squad1.1": "1.1", "squad2": "2.0"}
-
 _WINDOWS = ("doc_stride", "max_query_length")
 _ANSWERS = ("n_best_size", "max_answer_length", "null_score_diff_threshold")
 
@@ -48,12 +45,12 @@ def define():
 
 def is_asked():
     """Whether the flags name SQuAD as the task."""
-    return (FLAGS.task_name or "").lower() in VERSIONS
+    return (FLAGS.task_name or "").lower() in shared.SQUAD_VERSIONS
 
 
 def is_version_2():
     """Whether some questions of the task have no answer."""
-    return VERSIONS[FLAGS.task_name.lower()] == "2.0"
+    return shared.SQUAD_VERSIONS[FLAGS.task_name.lower()] == "2.0"
 
 
 def find_file(split):
@@ -62,7 +59,7 @@ def find_file(split):
     Raises:
         UserError: if it is not there.
     """
-    version = VERSIONS[FLAGS.task_name.lower()]
+    version = shared.SQUAD_VERSIONS[FLAGS.task_name.lower()]
     name = f"{split}-v{version}.json"
     folders = [
         os.path.join(FLAGS.data_dir, name) for name in ("", "squad", "SQuAD")

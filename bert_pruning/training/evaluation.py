@@ -23,13 +23,7 @@ class Evaluator:
     """
 
     def __init__(self, model):
-        ids = tf.TensorSpec((None, None), tf.int32)
-
-        @tf.function(input_signature=[[ids, ids, ids]])
-        def forward(inputs):
-            return model(inputs, training=False)["logits"]
-
-        self._forward = forward
+        self._forward = trace_logits(model)
 
     def predict(self, dataset, batch_size=64):
         """Returns the logits of every example, in file order.
@@ -54,6 +48,21 @@ class Evaluator:
     def evaluate(self, task, dataset, batch_size=64):
         """Returns the task's metrics and `eval_loss` over a labelled set."""
         return score(task, dataset.labels, self.predict(dataset, batch_size))
+
+
+def trace_logits(model):
+    """Returns a function of the inputs that is traced once for any shape.
+
+    Args:
+        model: a model with `logits`, wrapped or not.
+    """
+    ids = tf.TensorSpec((None, None), tf.int32)
+
+    @tf.function(input_signature=[[ids, ids, ids]])
+    def forward(inputs):
+        return model(inputs, training=False)["logits"]
+
+    return forward
 
 
 def score(task, labels, logits):

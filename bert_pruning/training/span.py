@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from bert_pruning.data import pipeline
 from bert_pruning.training import distillation
+from bert_pruning.training import evaluation
 from bert_pruning.training.step import INPUT_NAMES
 from bert_pruning.training.step import DistillationModel
 
@@ -83,13 +84,7 @@ class SpanPredictor:
     """
 
     def __init__(self, model):
-        ids = tf.TensorSpec((None, None), tf.int32)
-
-        @tf.function(input_signature=[[ids, ids, ids]])
-        def forward(inputs):
-            return model(inputs, training=False)["logits"]
-
-        self._forward = forward
+        self._forward = evaluation.trace_logits(model)
 
     def __call__(self, dataset, batch_size=64):
         """Returns the logits of first and last tokens.
