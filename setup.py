@@ -17,6 +17,8 @@ setup(
     },
     install_requires=[
         "absl-py",
+        # Runs TFLite files; TensorFlow's own interpreter is going.
+        "ai-edge-litert",
         # tensorflow-datasets imports it without asking for it.
         "importlib_resources",
         "keras-hub==0.32.*",

@@ -11,6 +11,7 @@
     recipe    runs a chain of commands
     phases    compares trained tickets with the whole model
     report    counts parameters, zeros and bytes
+    export    writes a model for other programs to run
     fetch     downloads official checkpoints and data sets
     run_all   trains every task at every learning rate, then prunes
 
@@ -47,6 +48,7 @@ COMMANDS = (
     "recipe",
     "phases",
     "report",
+    "export",
     "fetch",
     "run_all",
 )

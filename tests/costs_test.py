@@ -4,6 +4,8 @@ import dataclasses
 import gzip
 
 import numpy as np
+import pytest
+import tiny_bert
 
 from bert_pruning.compression import costs
 from bert_pruning.compression.costs import Count
@@ -102,3 +104,36 @@ def test_units_and_what_is_left_cost_a_layer():
     sizes = bert_base_sizes()
     layers = sum(n for name, n in sizes.items() if name.startswith("layer_"))
     assert fixed + 144 * head + 12 * 3072 * neuron == layers
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "size", "sparsity", "expected"),
+    [
+        (12, 768, 84_934_656, 0.85, (26.7, 25.7, 14.3, 4.0, 11.8)),
+        (12, 768, 84_934_656, 0.90, (40.0, 37.9, 17.4, 4.2, 13.3)),
+        (24, 1024, 301_989_888, 0.90, (40.0, 38.4, 17.5, 8.4, 21.1)),
+    ],
+)
+def test_the_40x_of_int8_and_zeros_is_one_of_five_figures(
+    layers, hidden, size, sparsity, expected
+):
+    config = BertConfig.uniform(
+        vocab_size=30522,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=hidden // 64,
+    )
+    kept = round(size * (1.0 - sparsity))
+    found = dataclasses.astuple(costs.compression(config, kept, bits=8))
+    assert found == pytest.approx(expected, abs=0.05)
+
+
+def test_a_dense_float32_encoder_is_not_compressed():
+    config = tiny_bert.tiny_config()
+    size = costs.encoder_parameters(config)
+    # Six biases, of them one of 12, and the four vectors of two norms.
+    kernels = size - config.num_layers * (9 * 8 + 12)
+    found = costs.compression(config, kernels, bits=32)
+    assert found.kernels == 1.0
+    assert found.layers == 1.0
+    assert found.indexed < 1.0

@@ -17,6 +17,7 @@ from bert_pruning.commands import inputs
 from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import parts
 from bert_pruning.commands import pruning_flags
+from bert_pruning.commands import quantization_flags
 from bert_pruning.compression import pruning
 from bert_pruning.compression.structure import Structure
 from bert_pruning.data import pipeline
@@ -51,6 +52,7 @@ def train():
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     task = shared.find_training_task("train on")
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    checkpoint = quantization_flags.quantize(checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
     structure = None
     if FLAGS.structure:
@@ -453,6 +455,7 @@ def hyperparameters(title):
         "optimizer",
         "pruning",
         "sparsity",
+        "quantize",
     )
     values = {name: FLAGS[name].value for name in names}
     values["task_name"] = title

@@ -13,6 +13,7 @@ from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import pruning_flags
+from bert_pruning.commands import quantization_flags
 from bert_pruning.compression import costs
 from bert_pruning.compression import tickets
 from bert_pruning.compression.structure import Structure
@@ -40,6 +41,7 @@ def train():
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     tasks = multitask_flags.find_tasks()
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    checkpoint = quantization_flags.quantize(checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
     files = multitask_flags.find_tickets()
     structures = {

@@ -12,6 +12,7 @@ from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.commands import pretraining_flags
 from bert_pruning.commands import pruning_flags
+from bert_pruning.commands import quantization_flags
 from bert_pruning.data import examples
 from bert_pruning.data import pretraining as data
 from bert_pruning.data.shards import ShardedBatches
@@ -41,6 +42,7 @@ def train():
     strategy = assembly.prepare_device()
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    checkpoint = quantization_flags.quantize(checkpoint)
     do_lower_case, corpus = _find_corpus(checkpoint)
     pruning_flags.check_model(checkpoint, _GROUPS)
     teacher = _load_teacher(checkpoint)

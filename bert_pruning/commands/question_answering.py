@@ -10,6 +10,7 @@ from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.commands import pruning_flags
+from bert_pruning.commands import quantization_flags
 from bert_pruning.commands import question_answering_flags
 from bert_pruning.data import squad
 from bert_pruning.data import squad_answers
@@ -40,6 +41,7 @@ def train():
     strategy = assembly.prepare_device()
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    checkpoint = quantization_flags.quantize(checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
     pruning_flags.check_model(checkpoint, _HEADS)
     teacher = _load_teacher(checkpoint)

@@ -52,7 +52,7 @@ FLAGS = flags.FLAGS
 
 COMMANDS = (
     *("train", "evaluate", "predict", "score", "shrink", "tickets", "augment"),
-    "prepare",
+    *("prepare", "export"),
 )
 
 # What stands for a flag, used or not.

@@ -20,6 +20,7 @@ from bert_pruning.commands import flags as shared
 from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import pretraining_flags
 from bert_pruning.commands import pruning_flags
+from bert_pruning.commands import quantization_flags
 from bert_pruning.commands import question_answering_flags
 from bert_pruning.errors import UserError
 
@@ -89,6 +90,7 @@ def define_flags():
     number("log_steps", 10, "Steps between TensorBoard scalars.", 1)
     distillation_flags.define()
     pruning_flags.define()
+    quantization_flags.define()
     multitask_flags.define()
     pretraining_flags.define()
     question_answering_flags.define()
@@ -147,6 +149,7 @@ def check_flags():
         )
     distillation_flags.check()
     pruning_flags.check()
+    quantization_flags.check()
     multitask_flags.check()
     pretraining_flags.check()
     question_answering_flags.check()

@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 
 from bert_pruning.modeling import names
+from bert_pruning.modeling.quantization import is_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,71 @@ def stored_bytes(arrays, level=6):
         raw += array.nbytes
         compressed += len(compressor.compress(data))
     return raw, compressed + len(compressor.flush())
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+    """How many times smaller than the dense float32 model, counted five ways.
+
+    The first is the figure of papers: of the encoder's kernels alone, as if
+    nothing had to be stored but the values of the weights that are kept. The
+    others add, one after the other, what is stored besides. Heads and the
+    pooler are left out of all.
+
+    Args:
+        kernels: float. Of the encoder's kernels, without their index.
+        layers: float. With the biases and norms of the layers, in float32.
+        indexed: float. With one bit for each weight, kept or not.
+        model: float. As `layers`, with the embeddings in float32.
+        model_int8: float. As `layers`, with the embeddings in 8 bits.
+
+    Reference: [Prune Once for All](https://arxiv.org/abs/2111.05754).
+    """
+
+    kernels: float
+    layers: float
+    indexed: float
+    model: float
+    model_int8: float
+
+
+def compression(config, kept, bits):
+    """Returns the `Compression` of an encoder.
+
+    Args:
+        config: BertConfig.
+        kept: int. Weights of the encoder's kernels that are not zero.
+        bits: int. Of each of them as stored.
+
+    Example:
+
+    ```python
+    compression(bert_base, kept=8_493_466, bits=8).kernels  # 40.0
+    ```
+    """
+    size = _count_weights(
+        config,
+        lambda row: (
+            row.name.startswith("layer_") and row.name.endswith("/kernel")
+        ),
+    )
+    layers = encoder_parameters(config)
+    whole = _count_weights(config, lambda row: row.group is None)
+    tables = _count_weights(config, lambda row: row.name.endswith("embeddings"))
+    stored = kept * bits / 8
+    with_norms = stored + 4 * (layers - size)
+    with_tables = with_norms + 4 * (whole - layers)
+
+    def ratio(weights, stored_bytes):
+        return 4 * weights / stored_bytes if stored_bytes else math.inf
+
+    return Compression(
+        kernels=ratio(size, stored),
+        layers=ratio(layers, with_norms),
+        indexed=ratio(layers, with_norms + size / 8),
+        model=ratio(whole, with_tables),
+        model_int8=ratio(whole, with_tables - 3 * tables),
+    )
 
 
 def parameters(config, num_outputs=None):
@@ -160,5 +226,5 @@ def _count_weights(config, counts, num_outputs=None):
     return sum(
         math.prod(num_outputs if size is None else size for size in row.shape)
         for row in names.weight_table(config, "huggingface")
-        if counts(row)
+        if counts(row) and not is_range(row.name)
     )

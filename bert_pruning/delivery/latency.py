@@ -66,14 +66,9 @@ def measure_latencies(checkpoints, batch_sizes, lengths, rounds=20):
 def _build_forward(checkpoint):
     import tensorflow as tf
 
-    from bert_pruning.modeling import bert
+    from bert_pruning.delivery.restoring import restore_model
 
-    kernel = checkpoint.weights.get("classifier/kernel")
-    output = "pooled_output" if kernel is None else "logits"
-    model = bert.build_model(
-        checkpoint.config, None if kernel is None else kernel.shape[1]
-    )
-    bert.set_weights(model, checkpoint.weights, initialized=("pooler",))
+    model, output = restore_model(checkpoint)
     vocab_size = checkpoint.config.vocab_size
 
     @tf.function(reduce_retracing=True)

@@ -5,6 +5,7 @@ matrices and not of the model.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 
@@ -12,6 +13,7 @@ from bert_pruning.compression import costs
 from bert_pruning.delivery.latency import Latency
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.quantization import is_range
 
 # Tokens for which operations are counted.
 LENGTH = 128
@@ -53,6 +55,19 @@ class Report:
     def macs(self):
         """Multiply-accumulate operations of the encoder on LENGTH tokens."""
         return costs.encoder_macs(self.config, LENGTH)
+
+    @property
+    def bits(self):
+        """Bits of a weight of the encoder's kernels, once exported."""
+        quantization = self.config.quantization
+        if quantization is None:
+            return 32
+        return 8 if all(map(quantization.covers, self.matrices)) else 32
+
+    @property
+    def compression(self):
+        """The `costs.Compression` of the encoder."""
+        return costs.compression(self.config, self.encoder.kept, self.bits)
 
     @property
     def encoder(self):
@@ -100,6 +115,11 @@ class Report:
             },
             "encoder_kernels": _count_values(self.encoder),
             "whole_model": _count_values(self.whole),
+            "bits": self.bits,
+            "compression": {
+                name: value if math.isfinite(value) else None
+                for name, value in dataclasses.asdict(self.compression).items()
+            },
             "raw_bytes": self.raw_bytes,
             "compressed_bytes": self.compressed_bytes,
             "results": self.results,
@@ -124,7 +144,11 @@ def measure(checkpoint, results=None, latencies=()):
     report.encoder.sparsity, report.whole.sparsity  # 0.95, 0.737
     ```
     """
-    arrays = checkpoint.weights.values()
+    arrays = [
+        array
+        for name, array in checkpoint.weights.items()
+        if not is_range(name)
+    ]
     raw, compressed = costs.stored_bytes(arrays)
     encoder = bert.encoder_kernels(checkpoint.config)
     others = [
@@ -233,6 +257,8 @@ def _text(report):
         f"{report.compressed_bytes:,} gzipped "
         f"(x{report.raw_bytes / report.compressed_bytes:.2f})"
     )
+    if report.encoder.zeros or report.bits < 32:
+        lines.append(_compression_text(report))
     lines.append(
         f"Shape: {report.config.short_name}; heads by layer "
         f"{' '.join(map(str, report.config.num_heads))}; neurons "
@@ -251,6 +277,18 @@ def _text(report):
         f"{name} = {value}" for name, value in sorted(report.results.items())
     )
     return "\n".join(lines)
+
+
+def _compression_text(report):
+    found = report.compression
+    return (
+        f"Smaller than the dense float32 encoder, weights of {report.bits} "
+        f"bits: x{found.kernels:.1f} its kernels, as papers count; "
+        f"x{found.layers:.1f} with biases and norms; x{found.indexed:.1f} with "
+        f"a bit for each weight that says whether it is kept; "
+        f"x{found.model:.1f} with float32 embeddings instead, "
+        f"x{found.model_int8:.1f} with 8-bit ones"
+    )
 
 
 def _count_values(count):

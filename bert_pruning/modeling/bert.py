@@ -15,6 +15,9 @@ import tf_keras as keras
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import layers
 from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.quantization import is_activated
+from bert_pruning.modeling.quantization import is_range
+from bert_pruning.modeling.quantized_layers import QuantizedDense
 
 
 def build_model(
@@ -228,6 +231,8 @@ def _build_encoder(config):
     word_embeddings = layers.TokenEmbedding(
         config.vocab_size,
         config.embedding_rank or config.hidden_size,
+        quantized=config.quantization is not None
+        and config.quantization.embeddings,
         embeddings_initializer=_initializer(config),
         name="word_embeddings",
     )
@@ -305,9 +310,12 @@ def _initializer(config):
 
 
 def _dense(config, units, name, **kwargs):
-    return keras.layers.Dense(
-        units, kernel_initializer=_initializer(config), name=name, **kwargs
-    )
+    kwargs.update(kernel_initializer=_initializer(config), name=name)
+    if config.quantization is not None and config.quantization.covers(name):
+        return QuantizedDense(
+            units, config.quantization.weights, is_activated(name), **kwargs
+        )
+    return keras.layers.Dense(units, **kwargs)
 
 
 def _norm(config, name):
@@ -374,6 +382,18 @@ def named_variables(model):
             weight = variable.name.split(":")[0].rsplit("/", 1)[-1]
             variables[f"{layer.name}/{weight}"] = variable
     return variables
+
+
+def named_parameters(model):
+    """Returns the weights that an optimizer moves by canonical name.
+
+    All of `named_variables` but the ranges of what computes in 8 bits.
+    """
+    return {
+        name: variable
+        for name, variable in named_variables(model).items()
+        if not is_range(name)
+    }
 
 
 def get_weights(model):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from bert_pruning.errors import UserError
 from bert_pruning.modeling.files import check_object
+from bert_pruning.modeling.quantization import Quantization
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "tanh", "linear")
 
@@ -68,6 +69,7 @@ class BertConfig:
         initializer_range: float. Standard deviation of new weights.
         layer_norm_eps: float. Added to the variance in layer normalisation.
         embedding_rank: int or None. Rank of factorised word embeddings.
+        quantization: Quantization or None. What computes in 8 bits.
 
     Raises:
         UserError: if a size is not positive, the per-layer tuples differ in
@@ -99,6 +101,7 @@ class BertConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     embedding_rank: int | None = None
+    quantization: Quantization | None = None
 
     def __post_init__(self):
         for name in ("num_heads", "intermediate_sizes"):
@@ -222,6 +225,8 @@ class BertConfig:
         values = dataclasses.asdict(self)
         values["num_heads"] = list(self.num_heads)
         values["intermediate_sizes"] = list(self.intermediate_sizes)
+        if self.quantization is not None:
+            values["quantization"]["layers"] = list(self.quantization.layers)
         return values
 
     @classmethod
@@ -245,7 +250,11 @@ class BertConfig:
                 f"Unknown field of BertConfig: {', '.join(unknown)}. "
                 f"Known fields: {', '.join(sorted(known))}."
             )
-        return cls(**values)
+        quantization = values.get("quantization")
+        if quantization is not None:
+            check_object(quantization, "quantization", "BertConfig")
+            quantization = Quantization.from_dict(quantization)
+        return cls(**{**values, "quantization": quantization})
 
     @classmethod
     def from_official(cls, values: Mapping):

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from bert_pruning.errors import UserError
+from bert_pruning.modeling.quantized_layers import round_weights
 
 # Added to the scores of padded keys; in float16 it still fits.
 MASK_VALUE = -10000.0
@@ -274,7 +275,8 @@ class AttentionScores(keras.layers.Layer):
         scores = tf.matmul(query, key, transpose_b=True)
         scores *= tf.cast(1.0 / math.sqrt(self.head_size), scores.dtype)
         penalty = tf.cast(1 - mask, scores.dtype) * MASK_VALUE
-        return scores + penalty[:, tf.newaxis, tf.newaxis, :]
+        # Not by slices: TFLite has no new axes.
+        return scores + tf.expand_dims(tf.expand_dims(penalty, 1), 1)
 
     def get_config(self):
         return {**super().get_config(), "head_size": self.head_size}
@@ -327,14 +329,31 @@ class TokenEmbedding(keras.layers.Embedding):
     products with each row, `(..., tokens)`: the decoder of a masked language
     model, which has no kernel of its own.
 
+    Args:
+        *args: Of `Embedding`.
+        quantized: bool. Whether the table is rounded to int8, with one scale.
+        **kwargs: Of `Embedding`.
+
     Reference: [Tied embeddings](https://arxiv.org/abs/1608.05859).
     """
 
+    def __init__(self, *args, quantized=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.quantized = quantized
+
     def call(self, inputs, reverse=False):
-        if not reverse:
+        if not (reverse or self.quantized):
             return super().call(inputs)
-        table = tf.cast(self.embeddings, inputs.dtype)
-        return tf.matmul(inputs, table, transpose_b=True)
+        table = self.embeddings
+        if self.quantized:
+            table = round_weights(table, "per_tensor")
+        if reverse:
+            table = tf.cast(table, inputs.dtype)
+            return tf.matmul(inputs, table, transpose_b=True)
+        return tf.gather(table, inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "quantized": self.quantized}
 
 
 @_register

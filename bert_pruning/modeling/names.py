@@ -10,6 +10,7 @@ import fnmatch
 import numpy as np
 
 from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.quantization import ranges_of
 
 # Columns of _LAYERS and _PARTS after the first ones that describe the weight.
 _FORMATS = ("official", "huggingface", "keras_hub")
@@ -282,20 +283,31 @@ def weight_table(config: BertConfig, file_format: str, tasks=()):
         sizes = _dimensions(config, i)
         if 0 in (sizes[dimension] for dimension in dimensions):
             continue  # The layer has no feed-forward block.
-        for part, *part_names, transposed_in in _PARTS[kind]:
+        parts = _PARTS[kind]
+        if "kernel" in (part for part, *_ in parts) and _is_quantized(
+            config, ours.format(i=i)
+        ):
+            # No other program knows them.
+            parts += tuple(
+                (part, None, part, None, ())
+                for part in ranges_of(ours.format(i=i))
+            )
+        for part, *part_names, transposed_in in parts:
             part_name = part_names[column]
             if layer_name is None or part_name is None:
                 continue
             shape = tuple(sizes[dimension] for dimension in dimensions)
+            if part.endswith("_range"):
+                shape = (2,)
+            elif part not in ("kernel", "embeddings"):
+                shape = shape[1:]
             rows.append(
                 Weight(
                     name=f"{ours}/{part}".format(i=i),
                     stored_name=separator.join(
                         filter(None, (layer_name, part_name))
                     ).format(i=i),
-                    shape=shape
-                    if part in ("kernel", "embeddings")
-                    else shape[1:],
+                    shape=shape,
                     transposed=file_format in transposed_in,
                     group=ours
                     if ours.startswith(_TASK_PREFIX)
@@ -346,6 +358,11 @@ def _layer_templates(config, tasks):
         dimensions = ("hidden", "any")
         names = (None, f"classifiers.{task}", None)
         yield None, (f"{_TASK_PREFIX}{task}", "head", dimensions, *names)
+
+
+def _is_quantized(config, layer):
+    quantization = config.quantization
+    return quantization is not None and quantization.covers(layer)
 
 
 def _dimensions(config, layer):

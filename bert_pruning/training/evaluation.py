@@ -35,19 +35,33 @@ class Evaluator:
         Returns:
             A float32 array `(examples, outputs)`.
         """
-        parts, indices = [], []
-        for batch in pipeline.eval_batches(dataset, batch_size):
-            inputs = [tf.constant(batch[name]) for name in INPUT_NAMES]
-            parts.append(self._forward(inputs).numpy())
-            indices.append(batch["index"])
-        logits = np.concatenate(parts)
-        ordered = np.empty_like(logits)
-        ordered[np.concatenate(indices)] = logits
-        return ordered
+        return predict_all(self._forward, dataset, batch_size)
 
     def evaluate(self, task, dataset, batch_size=64):
         """Returns the task's metrics and `eval_loss` over a labelled set."""
         return score(task, dataset.labels, self.predict(dataset, batch_size))
+
+
+def predict_all(forward, dataset, batch_size=64):
+    """Returns the logits of every example, in file order.
+
+    Args:
+        forward: function of the list of three inputs that returns logits.
+        dataset: pipeline.EncodedDataset.
+        batch_size: int. Examples per forward pass.
+
+    Returns:
+        A float32 array `(examples, outputs)`.
+    """
+    parts, indices = [], []
+    for batch in pipeline.eval_batches(dataset, batch_size):
+        inputs = [tf.constant(batch[name]) for name in INPUT_NAMES]
+        parts.append(np.asarray(forward(inputs)))
+        indices.append(batch["index"])
+    logits = np.concatenate(parts)
+    ordered = np.empty_like(logits)
+    ordered[np.concatenate(indices)] = logits
+    return ordered
 
 
 def trace_logits(model):

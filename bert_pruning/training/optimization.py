@@ -400,7 +400,7 @@ def split_decay(model):
         trainable variable exactly once.
     """
     decayed, excluded = {}, {}
-    for name, variable in bert.named_variables(model).items():
+    for name, variable in bert.named_parameters(model).items():
         weight = name.split("/")[-1]
         group = decayed if weight in ("kernel", "embeddings") else excluded
         group[name] = variable
@@ -427,7 +427,7 @@ def slots_of(optimizer, model):
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     names = {
         id(variable): name
-        for name, variable in bert.named_variables(model).items()
+        for name, variable in bert.named_parameters(model).items()
     }
     order = [names[id(variable)] for variable in model.trainable_variables]
     return {

@@ -183,7 +183,7 @@ class Run:
             *("config.json", "model.safetensors", "tokenizer_config.json"),
             *("vocab.txt", "metrics.jsonl", "eval_results.txt", "flags.cfg"),
             *("scores.npz", "structure.json", "augment.json"),
-            "prepare.json",
+            *("prepare.json", "model.tflite", "export.json"),
             *("phases.csv", "phases.md", "phases.png", "tickets.json"),
         ):
             self.path(name).unlink(missing_ok=True)

@@ -262,7 +262,7 @@ class Trainer:
         metrics = self.evaluate(self.model)
         self.eval_time += time.monotonic() - started
         pruner = self.model.pruner
-        variables = bert.named_variables(self.model.student)
+        variables = bert.named_parameters(self.model.student)
         sparsity = costs.total(
             variable.numpy()
             for name, variable in variables.items()

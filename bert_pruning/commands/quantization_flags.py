@@ -1,0 +1,121 @@
+"""What of a model computes in 8 bits while it trains, by flags.
+
+checkpoint = quantize(checkpoint)
+"""
+
+import dataclasses
+
+from absl import flags
+
+from bert_pruning.commands import flags as shared
+from bert_pruning.errors import UserError
+from bert_pruning.modeling import names
+from bert_pruning.modeling.quantization import DEFAULT_LAYERS
+from bert_pruning.modeling.quantization import GRANULARITIES
+from bert_pruning.modeling.quantization import Quantization
+from bert_pruning.modeling.quantization import is_range
+from bert_pruning.modeling.quantization import new_range
+
+FLAGS = flags.FLAGS
+
+# What `--quantize` reads.
+_NAMES = ("quantize_weights", "quantize_layers", "quantize_embeddings")
+
+
+def define():
+    """Defines the flags of quantisation."""
+    flags.DEFINE_enum(
+        "quantize",
+        "none",
+        ["none", "int8"],
+        "int8: quantization-aware training. Dense layers compute as in 8 bits, "
+        "zeros stay zeros, and `export` writes them so.",
+    )
+    flags.DEFINE_enum(
+        "quantize_weights",
+        GRANULARITIES[0],
+        GRANULARITIES,
+        "Each column of a kernel has its own scale, or the kernel has one.",
+    )
+    flags.DEFINE_list(
+        "quantize_layers",
+        list(DEFAULT_LAYERS),
+        "Shell patterns of Dense layer names.",
+    )
+    flags.DEFINE_bool(
+        "quantize_embeddings", False, "The table of word embeddings too."
+    )
+
+
+def check():
+    """Finds what contradicts itself before anything is loaded.
+
+    Raises:
+        UserError: saying what.
+    """
+    if FLAGS.quantize == "none":
+        for name in _NAMES:
+            if shared.is_changed(name):
+                raise UserError(f"--{name} needs --quantize=int8.")
+        return
+    if FLAGS.mixed_precision != "float32":
+        raise UserError(
+            "--quantize=int8 rounds float32 numbers to 8 bits. Received: "
+            f"--mixed_precision={FLAGS.mixed_precision}."
+        )
+
+
+def quantize(checkpoint):
+    """Returns a checkpoint that computes as the flags say.
+
+    Ranges that it has are gone on with; without --quantize they are left out.
+
+    Args:
+        checkpoint: Checkpoint.
+
+    Raises:
+        UserError: if a pattern of --quantize_layers fits no layer.
+    """
+    quantization = None
+    if FLAGS.quantize != "none":
+        quantization = Quantization(
+            FLAGS.quantize_weights,
+            tuple(FLAGS.quantize_layers),
+            FLAGS.quantize_embeddings,
+        )
+    elif checkpoint.config.quantization is not None:
+        shared.LOG.info(
+            "%s computes in 8 bits; this training does not, without "
+            "--quantize=int8.",
+            checkpoint.path,
+        )
+    config = dataclasses.replace(checkpoint.config, quantization=quantization)
+    table = names.weight_table(config, "huggingface")
+    weights = {
+        name: array
+        for name, array in checkpoint.weights.items()
+        if not is_range(name)
+    }
+    if quantization is not None:
+        _check_patterns(quantization, table)
+    for row in table:
+        if is_range(row.name):
+            weights[row.name] = checkpoint.weights.get(
+                row.name, new_range(row.shape)
+            )
+    return dataclasses.replace(checkpoint, config=config, weights=weights)
+
+
+def _check_patterns(quantization, table):
+    layers = {
+        row.name.removesuffix("/kernel")
+        for row in table
+        if row.name.endswith("/kernel")
+    }
+    for pattern in quantization.layers:
+        single = dataclasses.replace(quantization, layers=(pattern,))
+        if not any(map(single.covers, layers)):
+            raise UserError(
+                f"No Dense layer is called {pattern}. The model has "
+                f"{', '.join(sorted(layers))}."
+            )

@@ -1,0 +1,128 @@
+"""What of a BERT computes in 8 bits: a part of its `BertConfig`.
+
+The layers that do are those of `quantized_layers`. Their weights stay float32
+arrays; beside these, and saved like them, are the ranges of each layer's input
+and output.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+
+import numpy as np
+
+from bert_pruning.errors import UserError
+
+GRANULARITIES = ("per_channel", "per_tensor")
+
+# Heads stay whole: a score of 8 bits would have 256 values.
+DEFAULT_LAYERS = ("layer_*", "pooler")
+
+# Layers before an activation function. In int8 this is a table of 256 values,
+# so their outputs have one range; those of all others have one per channel, as
+# a few channels of a BERT are far wider than the rest.
+_ACTIVATED = ("layer_*_intermediate", "pooler", "mlm_transform")
+
+# The names of the ranges among a layer's weights: the least and the greatest
+# input, the same of the output, and the greatest magnitude of each channel.
+RANGES = ("input_range", "output_range", "output_limits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """What of a BERT computes in 8 bits.
+
+    Args:
+        weights: str. "per_channel": each column of a kernel has its scale.
+            "per_tensor": the kernel has one, as in the paper.
+        layers: tuple of str. Shell patterns of the names of Dense layers.
+        embeddings: bool. Whether the table of word embeddings is rounded to
+            8 bits too, with one scale.
+
+    Raises:
+        UserError: if a value is unknown.
+
+    Example:
+
+    ```python
+    config = dataclasses.replace(config, quantization=Quantization())
+    model = build_model(config, num_outputs=2)
+    ```
+
+    Reference: [Prune Once for All](https://arxiv.org/abs/2111.05754).
+    """
+
+    weights: str = GRANULARITIES[0]
+    layers: tuple[str, ...] = DEFAULT_LAYERS
+    embeddings: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if self.weights not in GRANULARITIES:
+            raise UserError(
+                f"Weights are quantised {' or '.join(GRANULARITIES)}. "
+                f"Received: {self.weights!r}."
+            )
+        if not self.layers or not all(
+            isinstance(pattern, str) for pattern in self.layers
+        ):
+            raise UserError(
+                "Quantisation needs patterns of layers' names. Received: "
+                f"{self.layers!r}."
+            )
+
+    def covers(self, layer):
+        """Returns whether a Dense layer computes in 8 bits.
+
+        Args:
+            layer: str. Its name.
+        """
+        return _matches(layer, self.layers)
+
+    @classmethod
+    def from_dict(cls, values: Mapping):
+        """Builds it from the values of `dataclasses.asdict`."""
+        unknown = sorted(
+            set(values) - {f.name for f in dataclasses.fields(cls)}
+        )
+        if unknown:
+            raise UserError(
+                f"Unknown field of the quantisation: {', '.join(unknown)}."
+            )
+        return cls(**values)
+
+
+def is_range(name):
+    """Returns whether a canonical name is that of a range, no parameter."""
+    return name.rsplit("/", 1)[-1] in RANGES
+
+
+def new_range(shape):
+    """Returns a range that nothing was observed for: NaN.
+
+    Args:
+        shape: tuple of ints.
+    """
+    return np.full(shape, np.nan, np.float32)
+
+
+def is_activated(layer):
+    """Returns whether an activation function follows a Dense layer.
+
+    Args:
+        layer: str. Its name.
+    """
+    return _matches(layer, _ACTIVATED)
+
+
+def ranges_of(layer):
+    """Returns the names of the ranges of a layer that computes in 8 bits.
+
+    Args:
+        layer: str. Its name.
+    """
+    return RANGES[:2] if is_activated(layer) else RANGES[::2]
+
+
+def _matches(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
