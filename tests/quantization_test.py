@@ -142,6 +142,15 @@ def test_a_range_includes_zero():
     assert layer.input_range.numpy()[0] == 0.0
 
 
+def test_inputs_and_weights_that_are_all_zero_are_no_trouble():
+    for activated in (False, True):
+        layer = make_dense(np.zeros((3, 5), np.float32), activated=activated)
+        layer.kernel.assign(tf.zeros_like(layer.kernel))
+        outputs = layer(normal(3, 5), training=True).numpy()
+        bias = np.broadcast_to(layer.bias.numpy(), outputs.shape)
+        np.testing.assert_allclose(outputs, bias, atol=0.02)
+
+
 def test_a_batch_without_rows_moves_nothing():
     layer = make_dense(normal(8, 5))
     before = [array.copy() for array in layer.get_weights()]

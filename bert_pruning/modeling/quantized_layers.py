@@ -234,12 +234,9 @@ def _round(values, found):
 
 def _span(values):
     """Returns the least and the greatest value, zero included."""
-    return tf.stack(
-        [
-            tf.minimum(tf.reduce_min(values), 0.0),
-            tf.maximum(tf.reduce_max(values), 0.0),
-        ]
-    )
+    low = tf.minimum(tf.reduce_min(values), 0.0)
+    high = tf.maximum(tf.reduce_max(values), 0.0)
+    return tf.stack([low, tf.where(low == high, 1.0, high)])
 
 
 def _move(variable, found, batch):
