@@ -214,9 +214,9 @@ def test_the_stages_of_a_recipe_have_flags_that_exist(path, monkeypatch):
     words = [word for command in commands(path) for word in command]
     given = [word.split("=", 2)[1:] for word in words if word[:6] == "--set="]
     published = [task for task in EPOCHS if task in " ".join(header(path))]
+    if path.name == PRETRAIN.name:
+        published = [""]
     assert published
-    if path == PRETRAIN:
-        published = published[:1]
     if "sharing" in path.stem:
         published = [",".join(published)]
     for task in published:

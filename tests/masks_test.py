@@ -10,6 +10,7 @@ import tf_keras as keras
 from bert_pruning.compression.masks import erdos_renyi_sparsities
 from bert_pruning.compression.masks import global_masks
 from bert_pruning.compression.masks import kept_count
+from bert_pruning.compression.masks import m_by_n_mask
 from bert_pruning.compression.masks import magnitude_mask
 from bert_pruning.compression.sparsity import Sparsity
 
@@ -166,3 +167,35 @@ def test_a_matrix_that_would_need_more_than_it_has_stays_dense():
     assert sparsities[0] == 0.0
     assert sparsities[1] == pytest.approx(0.5002)
     assert erdos_renyi_sparsities([(2, 2), (9, 9)], 0.0) == [0.0, 0.0]
+
+
+# === Groups ===
+
+
+def test_only_the_smallest_of_a_group_may_go():
+    # Two groups of one column; all of the second are smaller.
+    weights = np.array([[9.0], [8.0], [7.0], [6.0], [4.0], [3.0], [2.0], [1.0]])
+    for kept, expected in (
+        (7, [1, 1, 1, 1, 1, 1, 1, 0]),
+        (6, [1, 1, 1, 1, 1, 1, 0, 0]),
+        (5, [1, 1, 1, 0, 1, 1, 0, 0]),
+        (4, [1, 1, 0, 0, 1, 1, 0, 0]),
+    ):
+        threshold, mask = m_by_n_mask(weights, kept, (2, 4))
+        assert mask.ravel().tolist() == [bool(x) for x in expected]
+        assert threshold == np.abs(weights[mask]).min()
+
+
+def test_groups_are_those_of_columns():
+    weights = np.array([[1.0, 5.0], [2.0, 6.0]])
+    _, mask = m_by_n_mask(weights, 2, (1, 2))
+    assert mask.tolist() == [[False, False], [True, True]]
+
+
+def test_of_a_group_what_is_gone_stays_gone():
+    weights = np.array([[0.0], [0.0], [2.0], [1.0]])
+    before = np.array([[1.0], [0.0], [1.0], [1.0]])
+    _, mask = m_by_n_mask(weights, 3, (2, 4), before)
+    assert mask.ravel().tolist() == [True, False, True, True]
+    _, mask = m_by_n_mask(weights, 2, (2, 4), before)
+    assert mask.ravel().tolist() == [False, False, True, True]

@@ -99,7 +99,6 @@ def test_as_many_weights_stay_as_in_the_published_models(sparsity, nonzero):
             "steps 4 and 5",
         ),
         ({"distribution": "global", "block_size": (4, 1)}, "single weights"),
-        ({"m_by_n": (2, 4), "regrowth": "shadow"}, "applied once"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(options, message):

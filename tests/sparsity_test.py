@@ -13,6 +13,7 @@ from bert_pruning.compression.pruning import Pruner
 from bert_pruning.compression.pruning import wrap
 from bert_pruning.compression.pruning import wrappers_of
 from bert_pruning.compression.sparsity import Sparsity
+from bert_pruning.compression.sparsity import find_targets
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.training.optimization import AdamW
@@ -92,13 +93,6 @@ def test_the_last_update_is_exact_whether_the_frequency_divides_or_not(
     assert sparsity.at(steps[-1]) == 0.95
     values = [sparsity.at(step) for step in steps]
     assert values == sorted(values)
-
-
-def test_a_pattern_of_m_in_n_has_no_ramp():
-    sparsity = Sparsity(final=0.5, begin_step=5, end_step=20, m_by_n=(2, 4))
-    steps = [step for step in range(30) if sparsity.updates_at(step)]
-    assert steps == [5]
-    assert [sparsity.at(step) for step in (4, 5, 29)] == [0.0, 0.5, 0.5]
 
 
 def test_a_pattern_may_be_given_with_its_sparsity_rounded():
@@ -220,6 +214,34 @@ def test_two_of_four_consecutive_weights_of_a_column_stay(end_step):
         largest = np.sort(original, axis=1)[:, 2:].sum()
         assert np.abs(groups).sum() == pytest.approx(largest, rel=1e-5)
     pruner.check_reached()
+
+
+def test_no_group_has_more_zeros_than_its_pattern_on_the_way():
+    options = {"final": 0.5, "m_by_n": (2, 4), "end_step": 8}
+    wrapped, pruner = make_pruned(**options, step=0)
+    gone = {}
+    for step in range(1, 9):
+        pruner.update(step)
+        for name in bert.encoder_kernels(CONFIG):
+            kernel = bert.get_weights(wrapped)[name]
+            zeros = np.count_nonzero(kernel == 0)
+            kept = int(kernel.size * (1 - pruner.sparsity.at(step)))
+            assert zeros == kernel.size - kept, (name, step)
+            groups = kernel.T.reshape(-1, 4)
+            assert (np.count_nonzero(groups, axis=1) >= 2).all()
+            before = gone.get(name, np.zeros(kernel.shape, bool))
+            assert not kernel[before].any()
+            gone[name] = kernel == 0
+    pruner.check_reached()
+
+
+def test_groups_must_divide_the_columns():
+    kernels = {"layer_0_query": (10, 8)}
+    sparsity = Sparsity(
+        final=0.5, m_by_n=(2, 4), targets=("layer_*",), end_step=1
+    )
+    with pytest.raises(UserError, match="2x4 does not divide .* of 10"):
+        find_targets(kernels, sparsity)
 
 
 @pytest.mark.parametrize("pooling", ["AVG", "MAX"])

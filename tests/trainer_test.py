@@ -178,13 +178,14 @@ def test_the_sparsity_of_a_run_is_over_all_kernels_of_the_encoder(tmp_path):
     assert results["sparsity"] == 0.5 / 8
 
 
-@pytest.mark.parametrize("options", [{"initial": 0.5}, {"m_by_n": (2, 4)}])
+@pytest.mark.parametrize("options", [{}, {"m_by_n": (2, 4)}])
 def test_one_shot_models_are_at_their_target_from_the_start(tmp_path, options):
     trainer = make_trainer(
         tmp_path,
         plan={"num_steps": 2, "eval_steps": 1},
         evaluate=scripted([(0.9, 1.0), (0.8, 1.0)]),
         final=0.5,
+        initial=0.5,
         **options,
     )
     results = trainer.train()

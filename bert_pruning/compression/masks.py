@@ -69,6 +69,54 @@ def magnitude_mask(weights, kept, mask=None):
     return float(threshold), selected.reshape(weights.shape)
 
 
+def m_by_n_mask(weights, kept, m_by_n, mask=None):
+    """Keeps the largest weights, and of each group at least so many.
+
+    A group is n weights that follow one another in a column; the m smallest of
+    each may go. Of all these the smallest go, exactly so many.
+
+    Args:
+        weights: float array `(rows, columns)`; n divides the rows.
+        kept: int. How many stay, at least `size * (1 - m / n)`.
+        m_by_n: pair of ints.
+        mask: array of 0 and 1 of the same shape, or None. The mask so far.
+
+    Returns:
+        A pair: the smallest magnitude kept, and the bool mask.
+
+    Example:
+
+    ```python
+    _, mask = m_by_n_mask(np.array([[4.0], [3.0], [2.0], [1.0]]), 3, (2, 4))
+    mask.ravel()  # [True, True, True, False]
+    ```
+
+    Reference: [Accelerating sparse deep neural
+    networks](https://arxiv.org/abs/2104.08378).
+    """
+    zeros, group = m_by_n
+    magnitudes = np.abs(weights)
+    if mask is not None:
+        # What is gone is the first to go, also before other zeros.
+        magnitudes = np.where(mask, magnitudes, -1.0)
+    groups = magnitudes.T.reshape(-1, group)
+    order = np.argsort(groups, axis=1, kind="stable")
+    stays = np.ones(groups.shape, bool)
+    np.put_along_axis(stays, order[:, :zeros], False, axis=1)
+    stays = stays.reshape(weights.T.shape).T
+    kept -= np.count_nonzero(stays)
+    threshold, selected = magnitude_mask(
+        np.where(stays, 0.0, weights), kept, _without(stays, mask)
+    )
+    selected |= stays
+    return float(np.abs(weights)[selected].min()), selected
+
+
+def _without(stays, mask):
+    """The candidates: what does not stay anyway and is not gone."""
+    return ~stays if mask is None else ~stays & (np.asarray(mask) != 0)
+
+
 def global_masks(weights, kept, masks=None):
     """Keeps the largest weights of all matrices together.
 

@@ -29,7 +29,7 @@ from bert_pruning.modeling import bert
 class MagnitudePruning(pruning_impl.Pruning):
     """tfmot's mask of one kernel, selected and driven from outside.
 
-    The block and m-by-n patterns are tfmot's own.
+    The pooling of blocks is tfmot's own.
     """
 
     _kept = 0
@@ -67,7 +67,9 @@ class MagnitudePruning(pruning_impl.Pruning):
         Returns:
             The smallest magnitude kept, and the mask.
         """
-        if self._block_size == [1, 1] and not self._sparsity_m_by_n:
+        if self._sparsity_m_by_n:
+            return masks.m_by_n_mask(weights, kept, self._sparsity_m_by_n, mask)
+        if self._block_size == [1, 1]:
             return masks.magnitude_mask(weights, kept, mask)
         self._kept = kept / weights.size
         limit, selected = self._maybe_update_block_mask(

@@ -45,8 +45,8 @@ class Sparsity:
             ramp, at least 1.
         targets: tuple of str. Shell patterns of Dense layer names.
         m_by_n: pair of ints or None. Pattern of m zeros in n consecutive
-            weights of a column, (2, 4) for sparse tensor cores; applied once,
-            at `begin_step`.
+            weights of a column, (2, 4) for sparse tensor cores. On the ramp
+            no group has more zeros than that.
         block_size: pair of ints. Rows and columns of the blocks that are kept
             or zeroed as one.
         block_pooling_type: "AVG" or "MAX". Magnitude of a block.
@@ -170,11 +170,6 @@ class Sparsity:
                 f"--pruning_distribution={self.distribution} is for single "
                 "weights, without --sparsity_m_by_n and --block_size."
             )
-        if self.m_by_n is not None and self.regrowth != "none":
-            raise UserError(
-                "--sparsity_m_by_n is applied once; --pruning_regrowth="
-                f"{self.regrowth} needs several updates."
-            )
         if self.update_end_step is None:
             object.__setattr__(self, "update_end_step", self.end_step)
         elif self.update_end_step < self.end_step:
@@ -197,8 +192,7 @@ class Sparsity:
         """Returns the scheduled sparsity after `step` optimizer steps."""
         if step < self.begin_step:
             return 0.0
-        # A pattern of m zeros in n has no ramp.
-        if step >= self.end_step or self.m_by_n is not None:
+        if step >= self.end_step:
             return self.final
         ramp = self.end_step - self.begin_step
         progress = (step - self.begin_step) / ramp
@@ -208,8 +202,6 @@ class Sparsity:
         """Whether the masks change after `step` optimizer steps."""
         if self.locked:
             return False
-        if self.m_by_n is not None:
-            return step == self.begin_step
         if step == self.end_step:
             return True
         in_time = self.begin_step <= step <= self.update_end_step
@@ -248,8 +240,8 @@ def find_targets(kernels, sparsity):
         sparsity: Sparsity.
 
     Raises:
-        UserError: if a target pattern fits no layer, or the blocks do not
-            divide a kernel.
+        UserError: if a target pattern fits no layer, or blocks or groups do
+            not divide a kernel.
     """
     targets = set()
     for pattern in sparsity.targets:
@@ -267,6 +259,12 @@ def find_targets(kernels, sparsity):
             raise UserError(
                 f"--block_size={height}x{width} does not divide the kernel of "
                 f"{name}, {rows} x {columns}."
+            )
+        if sparsity.m_by_n is not None and rows % sparsity.m_by_n[1]:
+            zeros, group = sparsity.m_by_n
+            raise UserError(
+                f"--sparsity_m_by_n={zeros}x{group} does not divide the "
+                f"columns of {name}, of {rows} weights each."
             )
     return targets
 
