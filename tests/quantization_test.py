@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tensorflow as tf
 import tiny_bert
 import tiny_runs
@@ -222,7 +223,11 @@ def test_a_config_keeps_what_computes_in_8_bits():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"weights": "per_row"}, {"layers": ()}, {"layers": (3,)}]
+    "wrong",
+    [
+        {"weights": "per_row"},
+        *({"layers": wrong} for wrong in ((), (3,), "pooler")),
+    ],
 )
 def test_an_unknown_quantisation_is_refused(wrong):
     with pytest.raises(UserError, match="Received"):
@@ -260,6 +265,63 @@ def test_a_head_is_cut_out_with_its_ranges():
         logits_of(CONFIG, weights, inputs),
         atol=1e-6,
     )
+
+
+def test_layers_keep_their_arithmetic_when_others_are_dropped():
+    config = dataclasses.replace(
+        CONFIG, quantization=Quantization(layers=("layer_1_*",))
+    )
+    weights = observed_weights(config)
+    structure = Structure(*((2, 2), (12, 12), ((), (0, 1)), ((), range(12))))
+    smaller, arrays = surgery.shrink(config, weights, structure)
+    assert smaller.quantization.covers("layer_0_query")
+    assert not smaller.quantization.covers("pooler")
+    inputs = tiny_bert.random_inputs(CONFIG, 4, 7)
+    assert np.isfinite(logits_of(smaller, arrays, inputs)).all()
+    structure = Structure(*((2, 2), (12, 12), ((0, 1), ()), (range(12), ())))
+    smaller, arrays = surgery.shrink(config, weights, structure)
+    assert smaller.quantization is None
+    assert not any(map(is_range, arrays))
+    structure = dataclasses.replace(
+        structure, heads=((0, 1), (0, 1)), neurons=(range(5), range(12))
+    )
+    smaller, _ = surgery.shrink(CONFIG, observed_weights(CONFIG), structure)
+    assert smaller.quantization == INT8
+
+
+def test_a_new_projection_of_the_embeddings_is_whole():
+    config = dataclasses.replace(
+        CONFIG, quantization=Quantization(layers=("*",))
+    )
+    weights = observed_weights(config)
+    for _ in range(2):
+        config, weights = surgery.factorize_embeddings(config, weights, 3)
+        assert not config.quantization.covers("embedding_projection")
+        assert config.quantization.covers("pooler")
+        inputs = tiny_bert.random_inputs(CONFIG, 4, 7)
+        assert np.isfinite(logits_of(config, weights, inputs)).all()
+
+
+def test_only_what_is_a_table_in_8_bits_may_follow_a_layer():
+    with pytest.raises(UserError, match="hidden_act .* 'tanh'"):
+        tiny_bert.tiny_config(hidden_act="tanh", quantization=INT8)
+
+
+def test_a_checkpoint_whose_ranges_are_lost_is_whole(tmp_path):
+    weights = observed_weights(CONFIG)
+    words = tiny_bert.vocabulary()
+    save_huggingface(str(tmp_path), CONFIG, weights, words, True)
+    path = tmp_path / "model.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    kept = {n: a for n, a in arrays.items() if "output_" not in n}
+    safetensors.numpy.save_file(kept, path)
+    with pytest.raises(UserError, match="output_limits"):
+        load_checkpoint(str(tmp_path))
+    kept = {n: a for n, a in kept.items() if "_range" not in n}
+    safetensors.numpy.save_file(kept, path)
+    loaded = load_checkpoint(str(tmp_path))
+    assert loaded.config.quantization is None
+    assert "ranges" in loaded.notes[0]
 
 
 # === The command line ===
@@ -369,13 +431,39 @@ def test_a_killed_run_resumes_to_the_same_ranges(place, tmp_path):
         np.testing.assert_array_equal(array, through[name], name)
 
 
-@pytest.mark.parametrize("flags", [["--jit_compile"], ["--pruning=width"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--jit_compile"],
+        ["--pruning=width"],
+        ["--gradient_accumulation_steps=2", "--quantize_layers=*"],
+    ],
+)
 def test_it_trains_with(place, flags, tmp_path):
     if "--pruning=width" in flags:
         flags = [*flags, "--keep_heads=1", "--pruning_end=0.5"]
     train(place, tmp_path.name, "--quantize=int8", *flags, init="dense")
     after = load_checkpoint(f"{place}/{tmp_path.name}")
     restoring.check_observed(after)
+
+
+def test_a_teacher_in_8_bits_may_teach_in_half_precision(place):
+    train(
+        *(place, "taught", "--mixed_precision=bfloat16", "--distill=logits"),
+        f"--teacher_checkpoint={place}/int8",
+        init="dense",
+    )
+    assert (place / "taught" / "DONE").exists()
+
+
+def test_a_sweep_is_not_one_in_8_bits(place, tmp_path):
+    status, _, err = tiny_runs.run_command(
+        *("run_all", f"--data_dir={place}/data", "--tasks=SST-2"),
+        *(f"--init_checkpoint={place}/dense", "--quantize=int8"),
+        f"--output_dir={tmp_path}/sweep",
+    )
+    assert status == 2
+    assert "--quantize" in err
 
 
 @pytest.fixture(scope="module")
@@ -405,6 +493,12 @@ def test_tasks_are_learnt_together_in_8_bits(both):
         (["--quantize_weights=per_tensor"], "needs --quantize=int8"),
         (["--quantize_embeddings"], "needs --quantize=int8"),
         (["--quantize=int4"], "quantize"),
+        (["--quantize=int8", "--quantize_layers=mlm_*"], "called mlm_*"),
+        (["--quantize=int8", "--quantize_layers=classifier"], "classifier"),
+        (
+            ["--quantize=int8", "--strategy=mirrored", "--jit_compile"],
+            "leave out --jit_compile",
+        ),
         (["--quantize=int8", "--mixed_precision=bfloat16"], "float32"),
     ],
 )
@@ -543,6 +637,9 @@ def test_an_export_of_a_span_model_takes_no_data(tmp_path):
 def test_one_task_of_several_is_exported(place, tmp_path):
     error = export(place, "both", output_dir=tmp_path / "none", status=2)
     assert "--task_name" in error
+    for name in ("both", "int8"):
+        wrong = (place, name, "--task_name=MRPC")
+        export(*wrong, output_dir=tmp_path / "none", status=2)
     both = f"--data_dir={place}/data"
     error = export(place, "both", both, output_dir=tmp_path, status=2)
     assert "one task's model" in error

@@ -24,6 +24,9 @@ _FILE = "model.tflite"
 # Rounding to 8 bits carries small differences on; they may not change much.
 _TOLERANCE = {False: 1e-3, True: 0.25}
 
+# Tasks on whose data a file is not scored.
+_UNSCORED = ("pretraining", *shared.SQUAD_VERSIONS)
+
 _TEXTS = (
     ("A plane is taking off.", "An air plane is taking off."),
     ("The book was better than the film.", "I liked neither of the two."),
@@ -53,7 +56,7 @@ def check_flags():
     shared.require("init_checkpoint", "output_dir")
     shared.check_separate(FLAGS.output_dir, "init_checkpoint", "data_dir")
     task_name = (FLAGS.task_name or "").lower()
-    if FLAGS.data_dir and task_name in ("pretraining", *shared.SQUAD_VERSIONS):
+    if FLAGS.data_dir and task_name in _UNSCORED:
         raise UserError(
             f"The file of a model of {FLAGS.task_name} is checked on sentences "
             "alone. Leave out --data_dir."
@@ -78,7 +81,6 @@ def main():
     tokenizer = inputs.find_tokenizer(checkpoint)
     restoring.check_observed(checkpoint)
     is_quantized = checkpoint.config.quantization is not None
-    run.begin()
     model, output = restoring.restore_model(checkpoint)
     content = tflite.convert(model, output, is_quantized)
     found = _compare(
@@ -89,6 +91,8 @@ def main():
     )
     if scored is not None:
         found.update(_score(model, content, *scored))
+    # What was there goes only now.
+    run.begin()
     with run.writing():
         run.path(_FILE).write_bytes(content)
         write_vocabulary(str(run.path("vocab.txt")), checkpoint.vocabulary)
@@ -115,11 +119,10 @@ def _load(inputs):
     """
     if not FLAGS.data_dir:
         checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
-        if checkpoint.tasks:
-            raise UserError(
-                f"{checkpoint.path} was trained on "
-                f"{', '.join(checkpoint.tasks)}. Say which by --task_name."
-            )
+        if FLAGS.task_name and FLAGS.task_name.lower() not in _UNSCORED:
+            task = inputs.evaluation_task(checkpoint)
+            weights = inputs.classifier_weights(checkpoint, task)
+            checkpoint = dataclasses.replace(checkpoint, weights=weights)
         return checkpoint, None
     models = inputs.load_models(FLAGS.init_checkpoint)
     if len(models) > 1:

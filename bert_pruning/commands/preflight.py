@@ -16,6 +16,7 @@ from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import pruning_flags
+from bert_pruning.commands import quantization_flags
 from bert_pruning.commands import settings
 from bert_pruning.commands import train
 from bert_pruning.commands.sweep import Sweep
@@ -128,7 +129,7 @@ def train_flags() -> list[str]:
     modules = FLAGS.flags_by_module_dict()
     defining = (
         *(train, shared, distillation_flags, pruning_flags),
-        multitask_flags,
+        *(multitask_flags, quantization_flags),
     )
     return [
         flag.name for module in defining for flag in modules[module.__name__]

@@ -42,7 +42,7 @@ def train():
     strategy = assembly.prepare_device()
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
-    checkpoint = quantization_flags.quantize(checkpoint)
+    checkpoint = quantization_flags.quantize(checkpoint, _GROUPS)
     do_lower_case, corpus = _find_corpus(checkpoint)
     pruning_flags.check_model(checkpoint, _GROUPS)
     teacher = _load_teacher(checkpoint)

@@ -63,15 +63,21 @@ def check():
             "--quantize=int8 rounds float32 numbers to 8 bits. Received: "
             f"--mixed_precision={FLAGS.mixed_precision}."
         )
+    if FLAGS.strategy == "mirrored" and FLAGS.jit_compile:
+        raise UserError(
+            "--quantize=int8 observes ranges on all devices together, which "
+            "XLA cannot: leave out --jit_compile or --strategy=mirrored."
+        )
 
 
-def quantize(checkpoint):
+def quantize(checkpoint, heads=("pooler",)):
     """Returns a checkpoint that computes as the flags say.
 
     Ranges that it has are gone on with; without --quantize they are left out.
 
     Args:
         checkpoint: Checkpoint.
+        heads: tuple of str. Of the model, as `names.Weight.group` has them.
 
     Raises:
         UserError: if a pattern of --quantize_layers fits no layer.
@@ -96,8 +102,10 @@ def quantize(checkpoint):
         for name, array in checkpoint.weights.items()
         if not is_range(name)
     }
-    if quantization is not None:
-        _check_patterns(quantization, table)
+    if quantization is not None and shared.is_changed("quantize_layers"):
+        _check_patterns(
+            quantization, [row for row in table if row.group in (None, *heads)]
+        )
     for row in table:
         if is_range(row.name):
             weights[row.name] = checkpoint.weights.get(

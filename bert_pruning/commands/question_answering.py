@@ -41,7 +41,7 @@ def train():
     strategy = assembly.prepare_device()
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
-    checkpoint = quantization_flags.quantize(checkpoint)
+    checkpoint = quantization_flags.quantize(checkpoint, _HEADS)
     tokenizer = inputs.find_tokenizer(checkpoint)
     pruning_flags.check_model(checkpoint, _HEADS)
     teacher = _load_teacher(checkpoint)

@@ -52,6 +52,7 @@ _DECIDED = {
     "teacher_checkpoint": "the best fine-tuned run is the teacher",
     "tickets": "`train` takes several tasks",
     "sampling_temperature": "`train` takes several tasks",
+    "quantize": "`train` goes on with a finished run in 8 bits",
     "structure": "cut the checkpoint first, by `shrink --keep_structure`",
 }
 

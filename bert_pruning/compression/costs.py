@@ -100,7 +100,7 @@ class Compression:
         layers: float. With the biases and norms of the layers, in float32.
         indexed: float. With one bit for each weight, kept or not.
         model: float. As `layers`, with the embeddings in float32.
-        model_int8: float. As `layers`, with the embeddings in 8 bits.
+        model_int8: float. As `layers`, with all embeddings in 8 bits.
 
     Reference: [Prune Once for All](https://arxiv.org/abs/2111.05754).
     """

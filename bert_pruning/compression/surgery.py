@@ -13,6 +13,9 @@ import numpy as np
 from bert_pruning.compression.structure import Structure
 from bert_pruning.errors import UserError
 from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.names import weight_table
+from bert_pruning.modeling.quantization import RANGES
+from bert_pruning.modeling.quantization import keep_coverage
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -88,7 +91,7 @@ def shrink(
 
     Reference: [ROSITA](https://arxiv.org/abs/2103.11367).
     """
-    smaller = structure.shrink(config)
+    smaller = _keep_quantization(structure.shrink(config), structure)
     new_layer = {old: new for new, old in enumerate(structure.layers)}
     within = np.arange(config.head_size)
     arrays = {}
@@ -109,6 +112,22 @@ def shrink(
             array = np.take(array, kept, axis)
         arrays[f"layer_{new_layer[layer]}_{part}/{weight}"] = array
     return smaller, arrays
+
+
+def _keep_quantization(config, structure):
+    """Lets the same layers compute in 8 bits after they are renumbered."""
+    if config.quantization is None:
+        return config
+    after = _dense_layers(config)
+    before = []
+    for name in after:
+        layer, part, _ = split_name(f"{name}/kernel")
+        before.append(
+            name if layer is None else f"layer_{structure.layers[layer]}_{part}"
+        )
+    return dataclasses.replace(
+        config, quantization=keep_coverage(config.quantization, before, after)
+    )
 
 
 def factorize_embeddings(
@@ -161,4 +180,22 @@ def factorize_embeddings(
     left = table @ (projection @ basis)
     arrays["word_embeddings/embeddings"] = left.astype(np.float32)
     arrays["embedding_projection/kernel"] = basis.T.astype(np.float32)
-    return dataclasses.replace(config, embedding_rank=rank), arrays
+    # The input of a new projection was never observed.
+    name = "embedding_projection"
+    for part in RANGES:
+        arrays.pop(f"{name}/{part}", None)
+    smaller = dataclasses.replace(config, embedding_rank=rank)
+    if config.quantization is not None:
+        layers = _dense_layers(smaller)
+        before = [None if layer == name else layer for layer in layers]
+        quantization = keep_coverage(config.quantization, before, layers)
+        smaller = dataclasses.replace(smaller, quantization=quantization)
+    return smaller, arrays
+
+
+def _dense_layers(config):
+    return [
+        row.name.removesuffix("/kernel")
+        for row in weight_table(config, "huggingface")
+        if row.name.endswith("/kernel")
+    ]

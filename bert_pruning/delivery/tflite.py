@@ -4,6 +4,7 @@ What computes in 8 bits in Keras does so in the file, in int8 arithmetic and
 with the same scales; all else stays float32.
 """
 
+import os
 import warnings
 
 import numpy as np
@@ -69,7 +70,7 @@ class Interpreter:
 
     def __init__(self, content, num_threads=None):
         interpreter = litert.Interpreter(
-            model_content=content, num_threads=num_threads
+            model_content=content, num_threads=num_threads or os.cpu_count()
         )
         self._run = interpreter.get_signature_runner()
         (self.output,) = self._run.get_output_details()

@@ -228,11 +228,12 @@ def _build_encoder(config):
     )
 
     # === Embeddings ===
+    is_quantized = bool(config.quantization and config.quantization.embeddings)
     word_embeddings = layers.TokenEmbedding(
         config.vocab_size,
         config.embedding_rank or config.hidden_size,
-        quantized=config.quantization is not None
-        and config.quantization.embeddings,
+        quantized=is_quantized,
+        dtype=tf.float32 if is_quantized else None,
         embeddings_initializer=_initializer(config),
         name="word_embeddings",
     )
@@ -312,8 +313,10 @@ def _initializer(config):
 def _dense(config, units, name, **kwargs):
     kwargs.update(kernel_initializer=_initializer(config), name=name)
     if config.quantization is not None and config.quantization.covers(name):
+        # The rounding is one of float32, whatever the other layers compute in.
         return QuantizedDense(
-            units, config.quantization.weights, is_activated(name), **kwargs
+            *(units, config.quantization.weights, is_activated(name)),
+            **{**kwargs, "dtype": tf.float32},
         )
     return keras.layers.Dense(units, **kwargs)
 

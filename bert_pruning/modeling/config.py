@@ -140,6 +140,12 @@ class BertConfig:
                 f"hidden_act must be one of {', '.join(ACTIVATIONS)}. "
                 f"Received: {self.hidden_act!r}."
             )
+        tables = ("gelu", "gelu_new", "relu")
+        if self.quantization is not None and self.hidden_act not in tables:
+            raise UserError(
+                f"In 8 bits hidden_act must be one of {', '.join(tables)}. "
+                f"Received: {self.hidden_act!r}."
+            )
         for name in (
             "hidden_dropout_prob",
             "attention_probs_dropout_prob",

@@ -6,6 +6,7 @@ A directory holds `config.json`, the weights in `model.safetensors` or
 `config.json`: the full shape, the task and the casing.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from bert_pruning.modeling.files import require_files
 from bert_pruning.modeling.files import write_json
 from bert_pruning.modeling.files import write_vocabulary
 from bert_pruning.modeling.names import find_tasks
+from bert_pruning.modeling.quantization import RANGES
 from bert_pruning.modeling.torch_pickle import read_torch_tensors
 
 CONFIG_FILE = "config.json"
@@ -86,6 +88,13 @@ def read_huggingface(directory: str):
         tasks = _read_tasks(values)
     arrays = _read_arrays(directory)
     notes = _drop_foreign_heads(arrays, values.get("architectures") or ())
+    has_ranges = any(name.rsplit(".", 1)[-1] in RANGES for name in arrays)
+    if config.quantization is not None and not has_ranges:
+        config = dataclasses.replace(config, quantization=None)
+        notes.append(
+            "The ranges of its 8-bit arithmetic are gone, as other programs "
+            "do not keep them; it computes in float32."
+        )
     rows = mapping.match_weights(
         config,
         {name: array.shape for name, array in arrays.items()},

@@ -15,8 +15,10 @@ from bert_pruning.errors import UserError
 
 GRANULARITIES = ("per_channel", "per_tensor")
 
-# Heads stay whole: a score of 8 bits would have 256 values.
 DEFAULT_LAYERS = ("layer_*", "pooler")
+
+# They stay whole: a score of 8 bits would have 256 values.
+_HEADS = ("classifier", "classifier_*", "next_sentence", "span")
 
 # Layers before an activation function. In int8 this is a table of 256 values,
 # so their outputs have one range; those of all others have one per channel, as
@@ -35,7 +37,8 @@ class Quantization:
     Args:
         weights: str. "per_channel": each column of a kernel has its scale.
             "per_tensor": the kernel has one, as in the paper.
-        layers: tuple of str. Shell patterns of the names of Dense layers.
+        layers: tuple of str. Shell patterns of the names of Dense layers;
+            classifiers and the like stay whole whatever these say.
         embeddings: bool. Whether the table of word embeddings is rounded to
             8 bits too, with one scale.
 
@@ -57,19 +60,18 @@ class Quantization:
     embeddings: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "layers", tuple(self.layers))
         if self.weights not in GRANULARITIES:
             raise UserError(
                 f"Weights are quantised {' or '.join(GRANULARITIES)}. "
                 f"Received: {self.weights!r}."
             )
-        if not self.layers or not all(
-            isinstance(pattern, str) for pattern in self.layers
-        ):
+        is_list = isinstance(self.layers, (list, tuple)) and self.layers
+        if not is_list or not all(isinstance(x, str) for x in self.layers):
             raise UserError(
                 "Quantisation needs patterns of layers' names. Received: "
                 f"{self.layers!r}."
             )
+        object.__setattr__(self, "layers", tuple(self.layers))
 
     def covers(self, layer):
         """Returns whether a Dense layer computes in 8 bits.
@@ -77,7 +79,7 @@ class Quantization:
         Args:
             layer: str. Its name.
         """
-        return _matches(layer, self.layers)
+        return _matches(layer, self.layers) and not _matches(layer, _HEADS)
 
     @classmethod
     def from_dict(cls, values: Mapping):
@@ -126,3 +128,28 @@ def ranges_of(layer):
 
 def _matches(name, patterns):
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def keep_coverage(quantization, before, after):
+    """Returns a quantisation that covers the same layers by their new names.
+
+    Args:
+        quantization: Quantization.
+        before: sequence of str or None. For each Dense layer of a model, its
+            name in the one that it was made of; None: it is new.
+        after: sequence of str. Their names.
+
+    Returns:
+        A `Quantization`, the same where its patterns still say it, or None if
+        it covers nothing any more.
+    """
+    covered = tuple(
+        new
+        for old, new in zip(before, after, strict=True)
+        if old and quantization.covers(old)
+    )
+    if not covered:
+        return None
+    if covered == tuple(filter(quantization.covers, after)):
+        return quantization
+    return dataclasses.replace(quantization, layers=covered)

@@ -227,9 +227,19 @@ def _round(values, found):
         return tf.quantization.fake_quant_with_min_max_args(
             values, *map(float, _value(found))
         )
-    return tf.quantization.fake_quant_with_min_max_vars(
-        values, found[0], found[1]
-    )
+    return _round_within(values, found[0], found[1])
+
+
+@tf.custom_gradient
+def _round_within(values, low, high):
+    """TensorFlow's own gradient is not deterministic on a GPU: an error."""
+    rounded = tf.quantization.fake_quant_with_min_max_vars(values, low, high)
+    within = tf.abs(rounded - values) <= (high - low) / 255.0
+
+    def differentiate(gradient):
+        return tf.where(within, gradient, 0.0), None, None
+
+    return rounded, differentiate
 
 
 def _span(values):
@@ -244,5 +254,5 @@ def _move(variable, found, batch):
     old = tf.convert_to_tensor(variable)
     found = tf.stop_gradient(found)
     moved = tf.where(tf.math.is_nan(old), found, old + _UPDATE * (found - old))
-    # A replica may have got no rows.
+    # Without rows there is nothing to observe.
     variable.assign(tf.where(tf.shape(batch)[0] > 0, moved, old))
