@@ -88,6 +88,36 @@ def define_subset_flags():
     )
 
 
+def refuse_flags(names, task):
+    """Refuses flags that a special task does not read.
+
+    Args:
+        names: sequence of str. Flags; a command may lack some.
+        task: str. How the task is asked for.
+    """
+    for name in names:
+        if name in FLAGS and is_changed(name):
+            raise UserError(f"--{name} is not for {task}.")
+
+
+def check_many_classes(task, classes):
+    """Checks how a model that chooses among very many classes is trained.
+
+    Args:
+        task: str. How the task is asked for.
+        classes: str. What they are.
+    """
+    if "pruning" in FLAGS and FLAGS.pruning in ("width", "depth"):
+        raise UserError(f"--pruning={FLAGS.pruning} is not for {task}.")
+    if "distill" not in FLAGS:
+        return
+    if "logits" in FLAGS.distill and FLAGS.logits_loss != "kl":
+        raise UserError(
+            f"Of {classes} the mean over classes is next to nothing: {task} "
+            "with --distill=logits needs --logits_loss=kl."
+        )
+
+
 def check_subset():
     """Checks that a part of the training set is one, and used.
 

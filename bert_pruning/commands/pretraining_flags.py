@@ -57,23 +57,10 @@ def check():
                 raise UserError(f"--{name} needs --task_name={NAME}.")
         return
     shared.refuse_custom_flags()
-    for name in _OTHERS:
-        if name in FLAGS and shared.is_changed(name):
-            raise UserError(f"--{name} is not for --task_name={NAME}.")
+    shared.refuse_flags(_OTHERS, f"--task_name={NAME}")
     if "split" in FLAGS and FLAGS.split != "dev":
         raise UserError(
             "Pre-training is scored on the held-out examples, --split=dev. "
             f"Received: {FLAGS.split}."
         )
-    if "pruning" in FLAGS and FLAGS.pruning in ("width", "depth"):
-        raise UserError(
-            f"--pruning={FLAGS.pruning} is not for --task_name={NAME}."
-        )
-    if "distill" not in FLAGS:
-        return
-    if "logits" in FLAGS.distill and FLAGS.logits_loss != "kl":
-        raise UserError(
-            "Of a whole vocabulary the mean over classes is next to nothing: "
-            f"--task_name={NAME} with --distill=logits needs "
-            "--logits_loss=kl."
-        )
+    shared.check_many_classes(f"--task_name={NAME}", "a whole vocabulary")

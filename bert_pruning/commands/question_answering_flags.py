@@ -86,21 +86,12 @@ def check():
                 raise UserError(f"--{name} needs --task_name=SQuAD or SQuAD2.")
         return
     shared.refuse_custom_flags()
-    for name in _OTHERS:
-        if name in FLAGS and shared.is_changed(name):
-            raise UserError(f"--{name} is not for --task_name=SQuAD.")
+    shared.refuse_flags(_OTHERS, "--task_name=SQuAD")
     if shared.is_changed("null_score_diff_threshold") and not is_version_2():
         raise UserError(
             "--null_score_diff_threshold needs --task_name=SQuAD2: all "
             "questions of SQuAD have an answer."
         )
-    if "pruning" in FLAGS and FLAGS.pruning in ("width", "depth"):
-        raise UserError(f"--pruning={FLAGS.pruning} is not for SQuAD.")
-    if "distill" not in FLAGS:
-        return
-    if "logits" in FLAGS.distill and FLAGS.logits_loss != "kl":
-        raise UserError(
-            "Of all positions of a text the mean over classes is next to "
-            f"nothing: --task_name={FLAGS.task_name} with --distill=logits "
-            "needs --logits_loss=kl."
-        )
+    shared.check_many_classes(
+        f"--task_name={FLAGS.task_name}", "all positions of a text"
+    )

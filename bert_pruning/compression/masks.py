@@ -104,17 +104,10 @@ def m_by_n_mask(weights, kept, m_by_n, mask=None):
     stays = np.ones(groups.shape, bool)
     np.put_along_axis(stays, order[:, :zeros], False, axis=1)
     stays = stays.reshape(weights.T.shape).T
+    candidates = ~stays & (magnitudes >= 0.0)
     kept -= np.count_nonzero(stays)
-    threshold, selected = magnitude_mask(
-        np.where(stays, 0.0, weights), kept, _without(stays, mask)
-    )
-    selected |= stays
+    selected = stays | magnitude_mask(weights, kept, candidates)[1]
     return float(np.abs(weights)[selected].min()), selected
-
-
-def _without(stays, mask):
-    """The candidates: what does not stay anyway and is not gone."""
-    return ~stays if mask is None else ~stays & (np.asarray(mask) != 0)
 
 
 def global_masks(weights, kept, masks=None):

@@ -59,10 +59,7 @@ class Report:
     @property
     def bits(self):
         """Bits of a weight of the encoder's kernels, once exported."""
-        quantization = self.config.quantization
-        if quantization is None:
-            return 32
-        return 8 if all(map(quantization.covers, self.matrices)) else 32
+        return 8 if all(map(self.config.is_quantized, self.matrices)) else 32
 
     @property
     def compression(self):

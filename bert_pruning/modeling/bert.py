@@ -312,7 +312,7 @@ def _initializer(config):
 
 def _dense(config, units, name, **kwargs):
     kwargs.update(kernel_initializer=_initializer(config), name=name)
-    if config.quantization is not None and config.quantization.covers(name):
+    if config.is_quantized(name):
         # The rounding is one of float32, whatever the other layers compute in.
         return QuantizedDense(
             *(units, config.quantization.weights, is_activated(name)),

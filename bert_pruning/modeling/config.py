@@ -182,6 +182,14 @@ class BertConfig:
             and self.embedding_rank is None
         )
 
+    def is_quantized(self, layer):
+        """Whether a Dense layer computes in 8 bits.
+
+        Args:
+            layer: str. Its name.
+        """
+        return self.quantization is not None and self.quantization.covers(layer)
+
     @property
     def short_name(self):
         """The shape in short: heads, layers, neurons and embedding rank.

@@ -284,8 +284,8 @@ def weight_table(config: BertConfig, file_format: str, tasks=()):
         if 0 in (sizes[dimension] for dimension in dimensions):
             continue  # The layer has no feed-forward block.
         parts = _PARTS[kind]
-        if "kernel" in (part for part, *_ in parts) and _is_quantized(
-            config, ours.format(i=i)
+        if "kernel" in (part for part, *_ in parts) and config.is_quantized(
+            ours.format(i=i)
         ):
             # No other program knows them.
             parts += tuple(
@@ -358,11 +358,6 @@ def _layer_templates(config, tasks):
         dimensions = ("hidden", "any")
         names = (None, f"classifiers.{task}", None)
         yield None, (f"{_TASK_PREFIX}{task}", "head", dimensions, *names)
-
-
-def _is_quantized(config, layer):
-    quantization = config.quantization
-    return quantization is not None and quantization.covers(layer)
 
 
 def _dimensions(config, layer):
