@@ -45,8 +45,11 @@ setup(
         # To make pre-training examples of text.
         "pretraining": ["apache-beam", "sentencex"],
         # To compare with, and to record the tests' golden values.
-        "peers": ["tokenizers", "torch==2.13.0", "transformers"],
+        "peers": [
+            *("onnx", "onnxruntime", "onnxscript"),
+            *("tokenizers", "torch==2.13.0", "transformers"),
+        ],
         # The pinned ruff formats alike everywhere.
-        "dev": ["pre-commit", "pytest>=8", "ruff==0.17.6"],
+        "dev": ["pre-commit", "pytest>=8", "pytest-xdist", "ruff==0.17.6"],
     },
 )

@@ -45,7 +45,9 @@ def main():
         dataset = pipeline.encode_examples(examples, tokenizer, 128)
         model, output = restore_model(checkpoint)
         quantization = checkpoint.config.quantization
-        content = tflite.convert(model, output, quantization is not None)
+        content = tflite.convert(
+            model, output, "int8" if quantization else "none"
+        )
         forwards = {
             "Keras": evaluation.trace_logits(model),
             "TFLite": tflite.Interpreter(content, os.cpu_count()),

@@ -12,6 +12,7 @@
     phases    compares trained tickets with the whole model
     report    counts parameters, zeros and bytes
     export    writes a model for other programs to run
+    benchmark measures latency beside size and quality
     fetch     downloads official checkpoints and data sets
     run_all   trains every task at every learning rate, then prunes
 
@@ -49,6 +50,7 @@ COMMANDS = (
     "phases",
     "report",
     "export",
+    "benchmark",
     "fetch",
     "run_all",
 )
@@ -88,7 +90,8 @@ def _parse(argv):
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        print(f"Error: {error}\nThe flags: {argv[0]} --help", file=sys.stderr)
+        text = str(error).removeprefix("ERROR:: ")
+        print(f"Error: {text}\nThe flags: {argv[0]} --help", file=sys.stderr)
         sys.exit(2)
 
 
@@ -144,9 +147,17 @@ def _describe(names):
     lines = []
     for name in names:
         flag = flags.FLAGS[name]
-        default = "" if flag.default is None else f" [{flag.default_as_str}]"
+        default = "" if flag.default is None else f" [{_default(flag)}]"
         lines.append(f"  --{name}{default}\n      {flag.help}")
     return "\n".join(lines)
+
+
+def _default(flag):
+    values = flag.default if isinstance(flag.default, list) else [flag.default]
+    return ",".join(
+        str(value).lower() if isinstance(value, bool) else str(value)
+        for value in values
+    )
 
 
 if __name__ == "__main__":

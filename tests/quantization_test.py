@@ -545,7 +545,9 @@ def test_a_file_computes_what_the_model_does(quantization):
     weights = observed_weights(config)
     model = bert.build_model(config, 2)
     bert.set_weights(model, weights)
-    content = tflite.convert(model, "logits", quantization is not None)
+    content = tflite.convert(
+        model, "logits", "int8" if quantization else "none"
+    )
     interpreter = tflite.Interpreter(content)
     assert interpreter.output == "logits"
     for batch_size, length in ((1, 4), (6, 9)):
@@ -559,7 +561,7 @@ def test_a_file_computes_what_the_model_does(quantization):
 def test_what_is_8_bits_in_the_model_is_so_in_the_file(place):
     checkpoint = load_checkpoint(f"{place}/int8")
     model, output = restoring.restore_model(checkpoint)
-    content = tflite.convert(model, output, is_quantized=True)
+    content = tflite.convert(model, output, "int8")
     interpreter = tf.lite.Interpreter(
         model_content=content,
         experimental_op_resolver_type=(
@@ -585,7 +587,7 @@ def test_export_checks_the_file_and_says_how_good_it_is(place, tmp_path):
         output_dir=tmp_path / "out",
     )
     found = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert found["quantized"] and found["labels"] == ["0", "1"]
+    assert found["quantization"] == "int8" and found["labels"] == ["0", "1"]
     assert found["max_difference"] < 1e-4
     assert found["eval_loss_file"] == pytest.approx(
         found["eval_loss_keras"], abs=1e-4

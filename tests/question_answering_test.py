@@ -143,6 +143,15 @@ def test_a_run_is_scored_as_while_it_trained(place):
     assert f"eval_f1 = {results['eval_f1']}" in out
 
 
+def test_a_run_knows_its_task_and_how_it_cut_texts(place):
+    results = read_results(place / "run" / "eval_results.txt")
+    flags = (f"--init_checkpoint={place}/run", f"--data_dir={place}/squad")
+    status, out, err = tiny_runs.run_command("evaluate", *flags)
+    assert status == 0, err
+    assert f"eval_f1 = {results['eval_f1']}" in out
+    assert "--task_name=SQuAD, as" in err and "pooler" not in err
+
+
 def test_answers_are_written_as_the_official_code_does(place, tmp_path):
     status, out, err = command("predict", place, f"--output_dir={tmp_path}")
     assert status == 0, err

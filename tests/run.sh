@@ -17,4 +17,5 @@ prepare_environment "$root" dev,pretraining
 cd "$root"
 "$venv_python" -m ruff check
 "$venv_python" -m ruff format --check
-exec "$venv_python" -m pytest "$@"
+# Each file's tests in one process: what they share is made once.
+exec "$venv_python" -m pytest --numprocesses=auto --dist=loadfile "$@"

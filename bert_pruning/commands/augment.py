@@ -101,6 +101,7 @@ def main():
 def check_flags():
     """Finds what is wrong before anything is loaded."""
     shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
+    shared.check_task_name()
     if FLAGS.data_dir == "tfds":
         raise UserError(
             "augment needs the task's files, not TensorFlow Datasets. Fetch "

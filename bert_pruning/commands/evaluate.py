@@ -36,6 +36,8 @@ def define_flags():
 def check_flags():
     """Finds what is wrong before anything is loaded."""
     shared.require("init_checkpoint", "data_dir")
+    shared.follow_run(FLAGS.init_checkpoint)
+    shared.check_task_name()
     pretraining_flags.check()
     question_answering_flags.check()
 

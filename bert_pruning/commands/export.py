@@ -1,16 +1,25 @@
 r"""Writes a model for other programs to run.
 
-    python -m bert_pruning export --init_checkpoint=runs/mrpc_int8 \
-        --output_dir=exported/mrpc_int8 --data_dir=glue
+    python -m bert_pruning export --init_checkpoint=runs/mrpc \
+        --format=saved_model --output_dir=exported/mrpc --data_dir=glue
 
-A model that was trained with --quantize=int8 computes in int8 in the file too.
-The file is run on some sentences, and with --data_dir on a split of the task,
-before the command says that it is done; `export.json` tells how far its outputs
-are from the model's.
+| --format | |
+|---|---|
+| tflite | for TFLite (LiteRT), token ids in |
+| saved_model | for TensorFlow Serving, text in |
+| huggingface | for Transformers; what was cut out is filled with zeros |
+| compressed_tensors | sparse matrices without their zeros |
+| official | for the TF1 code of BERT |
+
+What was written is run on some sentences, and with --data_dir on a split of the
+task, before the command says that it is done; `export.json` tells how far its
+outputs are from the model's, and `README.md` what the model is.
 """
 
 import dataclasses
 import json
+import os
+import tempfile
 
 from absl import flags
 
@@ -19,13 +28,22 @@ from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
 
-_FILE = "model.tflite"
+FORMATS = (
+    "tflite",
+    "saved_model",
+    "huggingface",
+    "compressed_tensors",
+    "official",
+)
 
-# Rounding to 8 bits carries small differences on; they may not change much.
-_TOLERANCE = {False: 1e-3, True: 0.25}
-
-# Tasks on whose data a file is not scored.
-_UNSCORED = ("pretraining", *shared.SQUAD_VERSIONS)
+# How far outputs may be from the model's, for outputs of about one. Rounding to
+# 8 bits carries small differences on; they may not change much.
+_TOLERANCES = {
+    "none": 1e-3,
+    "float16": 2e-2,
+    "dynamic_int8": 0.25,
+    "int8": 0.25,
+}
 
 _TEXTS = (
     ("A plane is taking off.", "An air plane is taking off."),
@@ -45,7 +63,33 @@ def define_flags():
     flags.DEFINE_string("init_checkpoint", None, "The model.")
     flags.DEFINE_string("output_dir", None, "The folder to write.")
     flags.DEFINE_bool("overwrite", False, "Replace what is in --output_dir.")
-    flags.DEFINE_enum("format", "tflite", ["tflite"], "Of the file.")
+    flags.DEFINE_enum("format", "tflite", FORMATS, "What is written.")
+    flags.DEFINE_enum(
+        "quantization",
+        None,
+        list(_TOLERANCES),
+        "How numbers are kept; left out, as the model has them. dynamic_int8: "
+        "weights in 8 bits, inputs of products rounded as they come. int8: all "
+        "in 8 bits; of a model that was not trained so the ranges are found on "
+        "the training set of --data_dir.",
+    )
+    flags.DEFINE_integer(
+        "calibration_steps",
+        200,
+        "Batches of 32 on which the ranges for --quantization=int8 are found.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "Examples that a TFLite file takes at once; left out, any number.",
+        lower_bound=1,
+    )
+    flags.DEFINE_bool(
+        "fixed_length",
+        False,
+        "A TFLite file takes --max_seq_length tokens, no fewer.",
+    )
     flags.DEFINE_string(
         "split", "dev", "With --data_dir, the split on which both are scored."
     )
@@ -54,15 +98,20 @@ def define_flags():
 def check_flags():
     """Finds what is wrong before anything is loaded."""
     shared.require("init_checkpoint", "output_dir")
+    shared.follow_run(FLAGS.init_checkpoint)
+    shared.check_task_name()
     shared.check_separate(FLAGS.output_dir, "init_checkpoint", "data_dir")
-    task_name = (FLAGS.task_name or "").lower()
-    if FLAGS.data_dir and task_name in _UNSCORED:
+    if FLAGS.data_dir and shared.is_special():
         raise UserError(
             f"The file of a model of {FLAGS.task_name} is checked on sentences "
             "alone. Leave out --data_dir."
         )
     if not FLAGS.data_dir and shared.is_changed("split"):
         raise UserError("--split needs --data_dir.")
+    if FLAGS.format != "tflite":
+        for name in ("batch_size", "fixed_length"):
+            if shared.is_changed(name):
+                raise UserError(f"--{name} needs --format=tflite.")
 
 
 def main():
@@ -70,67 +119,87 @@ def main():
     check_flags()
 
     from bert_pruning.commands import inputs
+    from bert_pruning.commands import serving
+    from bert_pruning.delivery import formats
+    from bert_pruning.delivery import model_card
     from bert_pruning.delivery import restoring
-    from bert_pruning.delivery import tflite
-    from bert_pruning.modeling.files import write_vocabulary
     from bert_pruning.training.run import Run
 
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     inputs.find_gpus()
-    checkpoint, scored = _load(inputs)
+    checkpoint, task, dataset = _load(inputs, serving)
     tokenizer = inputs.find_tokenizer(checkpoint)
-    restoring.check_observed(checkpoint)
-    is_quantized = checkpoint.config.quantization is not None
-    model, output = restoring.restore_model(checkpoint)
-    content = tflite.convert(model, output, is_quantized)
-    found = _compare(
-        lambda inputs: model(inputs, training=False)[output],
-        tflite.Interpreter(content),
-        tokenizer,
-        is_quantized,
+    checkpoint = dataclasses.replace(
+        checkpoint, do_lower_case=tokenizer.do_lower_case
     )
-    if scored is not None:
-        found.update(_score(model, content, *scored))
-    # What was there goes only now.
-    run.begin()
-    with run.writing():
-        run.path(_FILE).write_bytes(content)
-        write_vocabulary(str(run.path("vocab.txt")), checkpoint.vocabulary)
-    found.update(
-        format=FLAGS.format,
-        output=output,
-        bytes=len(content),
-        quantized=is_quantized,
-        do_lower_case=tokenizer.do_lower_case,
-        labels=list((checkpoint.task or {}).get("labels") or ()),
+    quantization = FLAGS.quantization or _own_quantization(checkpoint)
+    formats.check_quantization(FLAGS.format, checkpoint, quantization)
+    restoring.check_observed(checkpoint)
+    original = checkpoint
+    if quantization == "int8" and checkpoint.config.quantization is None:
+        checkpoint = _calibrate(inputs, checkpoint, task, tokenizer)
+    form = formats.FORMATS[FLAGS.format]
+    options = formats.Options(
+        quantization=quantization,
+        max_seq_length=FLAGS.max_seq_length,
+        text_names=serving.text_names(checkpoint),
+        batch_size=FLAGS.batch_size,
+        length=FLAGS.max_seq_length if FLAGS.fixed_length else None,
+    )
+    # Beside what may be there, which goes only when the new files were run.
+    with tempfile.TemporaryDirectory(
+        prefix=".partial-", dir=FLAGS.output_dir, ignore_cleanup_errors=True
+    ) as directory:
+        with run.writing():
+            form.write(directory, form.prepare(checkpoint), options)
+        forward = form.open(directory, checkpoint.task)
+        model, output = restoring.restore_model(form.reference(checkpoint))
+        found = _compare(
+            *(model, output, forward, tokenizer),
+            *(options.text_names, quantization),
+        )
+        if dataset is not None:
+            whole = form.reference(original)
+            found.update(_score(whole, forward, task, dataset))
+        found.update(
+            format=FLAGS.format,
+            quantization=quantization,
+            output=output,
+            bytes=formats.stored_bytes(directory, form.files),
+            do_lower_case=tokenizer.do_lower_case,
+            max_seq_length=FLAGS.max_seq_length,
+            labels=list((checkpoint.task or {}).get("labels") or ()),
+            primary_metric=(checkpoint.task or {}).get("primary_metric"),
+        )
+        run.begin()
+        with run.writing():
+            for name in form.files:
+                os.replace(os.path.join(directory, name), run.path(name))
+    run.write_text(
+        "README.md", model_card.write_card(original, found, options.text_names)
     )
     run.write_text("export.json", json.dumps(found, indent=2) + "\n")
     run.complete()
     for name in sorted(found):
         print(f"{name} = {found[name]}")
-    print(f"Exported: {run.path(_FILE)}")
+    print(f"Exported: {run.path(form.files[0])}")
     return 0
 
 
-def _load(inputs):
+def _load(inputs, serving):
     """Returns the checkpoint, and the task and data to score it on, if any.
 
     Its outputs are in the order of the task's labels.
     """
     if not FLAGS.data_dir:
-        checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
-        if FLAGS.task_name and FLAGS.task_name.lower() not in _UNSCORED:
-            task = inputs.evaluation_task(checkpoint)
-            weights = inputs.classifier_weights(checkpoint, task)
-            checkpoint = dataclasses.replace(checkpoint, weights=weights)
-        return checkpoint, None
+        return serving.load_checkpoint(), None, None
     models = inputs.load_models(FLAGS.init_checkpoint)
     if len(models) > 1:
         raise UserError(
             "A file holds one task's model. Say which by --task_name. "
             f"Received: {', '.join(task.name for _, task, _ in models)}."
         )
-    checkpoint, task, weights = models[0]
+    checkpoint, task, _ = models[0]
     _, dataset = inputs.read_encoded(
         task, FLAGS.split, inputs.find_tokenizer(checkpoint)
     )
@@ -139,43 +208,102 @@ def _load(inputs):
             f"The {FLAGS.split} split of {task.name} has no labels to score "
             "the model by."
         )
-    labels = {"labels": list(task.labels)}
-    checkpoint = dataclasses.replace(checkpoint, weights=weights, task=labels)
-    return checkpoint, (task, dataset)
+    return serving.of_task(checkpoint, task), task, dataset
 
 
-def _compare(forward, interpreter, tokenizer, is_quantized):
+def _own_quantization(checkpoint):
+    is_quantized = checkpoint.config.quantization is not None
+    return "int8" if is_quantized and FLAGS.format == "tflite" else "none"
+
+
+def _calibrate(inputs, checkpoint, task, tokenizer):
+    """Returns the model in 8 bits, ranges as on the training set."""
+    import itertools
+
+    from bert_pruning.data.pipeline import TrainBatches
+    from bert_pruning.delivery.calibration import calibrate
+    from bert_pruning.modeling.quantization import Quantization
+    from bert_pruning.outputs import progress_bar
+
+    if task is None:
+        raise UserError(
+            f"{checkpoint.path} was not trained to compute in 8 bits. For "
+            "--quantization=int8 train it with --quantize=int8, or add "
+            "--data_dir to find its ranges on the training set."
+        )
+    _, dataset = inputs.read_encoded(task, "train", tokenizer)
+    batches = TrainBatches(dataset, batch_size=32, seed=1)
+    steps = min(FLAGS.calibration_steps, batches.num_batches)
+    epoch = itertools.islice(batches.epoch(0), steps)
+    return calibrate(
+        checkpoint,
+        Quantization(embeddings=True),
+        progress_bar(epoch, desc="ranges", unit="step", total=steps),
+    )
+
+
+def _compare(model, output, forward, tokenizer, text_names, quantization):
     """Runs both on the sentences; returns how far apart they are."""
     import numpy as np
 
     from bert_pruning.training.step import INPUT_NAMES
 
-    first, second = zip(*_TEXTS, strict=True)
+    texts = [list(each) for each in zip(*_TEXTS, strict=True)]
+    texts = texts[: len(text_names)]
     packed = tokenizer.pack(
-        *tokenizer.encode(first, second, FLAGS.max_seq_length)
+        *tokenizer.encode(*texts, max_seq_length=FLAGS.max_seq_length)
     )
     batch = [packed[name].numpy() for name in INPUT_NAMES]
-    expected, actual = np.asarray(forward(batch)), interpreter(batch)
-    difference = float(np.abs(expected - actual).max())
-    allowed = _TOLERANCE[is_quantized] * max(1.0, np.abs(expected).max())
+    expected = np.asarray(model(batch, training=False)[output])
+    # What stands at padding has no meaning.
+    is_token = batch[1] if expected.ndim == 3 else np.ones(len(expected))
+    difference = np.abs(expected - forward(batch))[is_token == 1].max()
+    allowed = _TOLERANCES[quantization] * max(1.0, np.abs(expected).max())
+    if FLAGS.format == "saved_model":
+        difference = max(difference, _text_difference(forward, texts, expected))
     if not difference <= allowed:
         raise UserError(
             f"The file's outputs are up to {difference:.4g} from the model's, "
             f"where {allowed:.4g} is allowed. It was not written."
         )
-    return {"max_difference": difference}
+    return {"max_difference": float(difference)}
 
 
-def _score(model, content, task, dataset):
-    from bert_pruning.delivery import tflite
+def _text_difference(served, texts, expected):
+    """Returns how far what is said of texts is from what the ids gave."""
+    import numpy as np
+    import scipy.special
+
+    said = served.read(*texts)
+    if "answer" in said:
+        is_part = [
+            answer.decode() in context
+            for answer, context in zip(said["answer"], texts[1], strict=True)
+        ]
+        return 0.0 if all(is_part) else np.inf
+    if "probabilities" in said:
+        expected = scipy.special.softmax(expected, -1)
+    ((_, values),) = [
+        (name, values)
+        for name, values in said.items()
+        if name in ("value", "probabilities", "pooled_output")
+    ]
+    return np.abs(values.reshape(expected.shape) - expected).max()
+
+
+def _score(checkpoint, forward, task, dataset):
+    from bert_pruning.delivery import restoring
     from bert_pruning.training import evaluation
 
+    model, _ = restoring.restore_model(checkpoint)
     results = {}
-    for name, forward in (
+    for name, function in (
         ("keras", evaluation.trace_logits(model)),
-        ("file", tflite.Interpreter(content)),
+        ("file", forward),
     ):
-        logits = evaluation.predict_all(forward, dataset, FLAGS.eval_batch_size)
+        logits = evaluation.predict_all(
+            function, dataset, FLAGS.eval_batch_size
+        )
         found = evaluation.score(task, dataset.labels, logits)
         results.update({f"{key}_{name}": x for key, x in found.items()})
     return results

@@ -12,6 +12,8 @@ from absl import flags
 
 from bert_pruning.data import tasks
 from bert_pruning.errors import UserError
+from bert_pruning.outputs import check_writable
+from bert_pruning.training import run
 
 FLAGS = flags.FLAGS
 LOG = logging.getLogger("bert_pruning")
@@ -19,6 +21,9 @@ LOG = logging.getLogger("bert_pruning")
 # What --task_name may be beside the tasks of GLUE.
 SQUAD_VERSIONS = {"squad": "1.1", "squad1.1": "1.1", "squad2": "2.0"}
 SPECIAL_TASKS = ("custom", "pretraining", *SQUAD_VERSIONS)
+
+# Those of them whose models do not name their task.
+_UNNAMED_TASKS = ("pretraining", *SQUAD_VERSIONS)
 
 # The parts of a task that name a column, and their flags.
 COLUMNS = {
@@ -86,6 +91,47 @@ def define_subset_flags():
     flags.DEFINE_integer(
         "subset_seed", 1, "Which rows --train_fraction takes.", 0, 2**31 - 1
     )
+
+
+def follow_run(path):
+    """Takes over from a run how it cut texts, where the flags do not say.
+
+    Of a run whose files name no task, such as one of SQuAD, the task too.
+
+    Args:
+        path: str. The checkpoint; nothing happens if it is no run.
+    """
+    try:
+        with open(os.path.join(path, "flags.cfg"), encoding="utf-8") as file:
+            given = run.parse_flags(file.read())
+    except OSError:
+        return
+    names = ["max_seq_length", "doc_stride", "max_query_length"]
+    if given.get("task_name", "").lower() in _UNNAMED_TASKS:
+        names.append("task_name")
+    for name in names:
+        if name not in FLAGS or FLAGS[name].present or not given.get(name):
+            continue
+        before = FLAGS[name].value
+        FLAGS[name].value = FLAGS[name].parser.parse(given[name])
+        if FLAGS[name].value != before:
+            LOG.info("--%s=%s, as %s was trained", name, given[name], path)
+
+
+def check_task_name():
+    """Checks that --task_name, if given, names tasks.
+
+    Raises:
+        UserError: saying which there are.
+    """
+    for name in (FLAGS.task_name or "").split(","):
+        if name and name.strip().lower() not in SPECIAL_TASKS:
+            tasks.get_task(name)
+
+
+def is_special():
+    """Whether the task is one whose models are no classifiers."""
+    return (FLAGS.task_name or "").lower() in _UNNAMED_TASKS
 
 
 def refuse_flags(names, task):
@@ -302,3 +348,39 @@ def pair(name):
             f"{FLAGS[name].value}."
         )
     return int(parts[0]), int(parts[1])
+
+
+def positive_numbers(name):
+    """Returns a flag's list as whole numbers above zero.
+
+    Args:
+        name: str. The flag.
+    """
+    texts = FLAGS[name].value
+    if not texts or not all(text.strip().isdigit() for text in texts):
+        raise UserError(
+            f"--{name} needs whole numbers. Received: {','.join(texts)}."
+        )
+    numbers = [int(text) for text in texts]
+    if min(numbers) < 1:
+        raise UserError(
+            f"--{name} must be positive. Received: {','.join(texts)}."
+        )
+    return numbers
+
+
+def check_picture(*extensions):
+    """Checks that --plot can be written, if it is asked for.
+
+    Args:
+        *extensions: str. What it may end in.
+    """
+    if not FLAGS.plot:
+        return
+    if not FLAGS.plot.endswith(extensions):
+        *others, last = extensions
+        raise UserError(
+            f"--plot must end in {', '.join(others)} or {last}. Received: "
+            f"{FLAGS.plot}."
+        )
+    check_writable(os.path.dirname(FLAGS.plot) or ".", "--plot")

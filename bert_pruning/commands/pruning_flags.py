@@ -197,7 +197,7 @@ def check():
     if not 0.0 <= FLAGS.pruning_begin <= FLAGS.pruning_end <= 1.0:
         raise UserError(
             "--pruning_begin and --pruning_end are shares of the training, "
-            "from 0 to 1, and the ramp must end after it begins. Received: "
+            "from 0 to 1, and the ramp may not end before it begins. Received: "
             f"{FLAGS.pruning_begin} and {FLAGS.pruning_end}."
         )
     if FLAGS.pruning != "magnitude" and not 0.0 < FLAGS.pruning_end < 1.0:

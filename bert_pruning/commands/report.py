@@ -16,7 +16,6 @@ from absl import flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.errors import UserError
 from bert_pruning.outputs import cannot_write
-from bert_pruning.outputs import check_writable
 
 FLAGS = flags.FLAGS
 
@@ -50,14 +49,9 @@ def define_flags():
 def main():
     """Reports by the flags; returns the exit status."""
     shared.require("init_checkpoint")
-    batch_sizes, lengths = _numbers("batch_sizes"), _numbers("lengths")
-    if FLAGS.plot:
-        if not FLAGS.plot.endswith((".png", ".svg", ".pdf")):
-            raise UserError(
-                "--plot must end in .png, .svg or .pdf. Received: "
-                f"{FLAGS.plot}."
-            )
-        check_writable(os.path.dirname(FLAGS.plot) or ".", "--plot")
+    batch_sizes = shared.positive_numbers("batch_sizes")
+    lengths = shared.positive_numbers("lengths")
+    shared.check_picture(".png", ".svg", ".pdf")
 
     from bert_pruning.delivery import latency
     from bert_pruning.delivery import plots
@@ -78,7 +72,17 @@ def main():
                     f"{checkpoint.config.max_position_embeddings} tokens. "
                     f"Received: --lengths={longest}."
                 )
-        latencies = latency.measure_latencies(loaded, batch_sizes, lengths)
+        settings = [
+            latency.Setting(batch_size, length)
+            for length in lengths
+            for batch_size in batch_sizes
+        ]
+        latencies = [
+            each.latencies
+            for each in latency.measure_latencies(
+                FLAGS.init_checkpoint, settings
+            )
+        ]
     reports = []
     for checkpoint, measured in zip(loaded, latencies, strict=True):
         results = {}
@@ -99,17 +103,3 @@ def main():
         except OSError as error:
             raise cannot_write(FLAGS.plot, error, "--plot") from error
     return 0
-
-
-def _numbers(name):
-    texts = FLAGS[name].value
-    if not texts or not all(text.strip().isdigit() for text in texts):
-        raise UserError(
-            f"--{name} needs whole numbers. Received: {','.join(texts)}."
-        )
-    numbers = [int(text) for text in texts]
-    if min(numbers) < 1:
-        raise UserError(
-            f"--{name} must be positive. Received: {','.join(texts)}."
-        )
-    return numbers

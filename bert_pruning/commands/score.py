@@ -86,6 +86,8 @@ def main():
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("init_checkpoint", "output_dir")
+    shared.follow_run(FLAGS.init_checkpoint)
+    shared.check_task_name()
     if FLAGS.method not in _FROM_WEIGHTS:
         shared.require("data_dir")
     shared.check_finite()

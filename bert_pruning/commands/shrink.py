@@ -61,6 +61,7 @@ def main():
     from bert_pruning.training.run import Run
 
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
+    whole = checkpoint.config
     if checkpoint.tasks:
         checkpoint = _part_of_task(checkpoint)
     elif FLAGS.task_name:
@@ -102,7 +103,7 @@ def main():
             lambda shape: costs.encoder_macs(shape, FLAGS.max_seq_length),
         ),
     ):
-        before, after = count(checkpoint.config), count(config)
+        before, after = count(whole), count(config)
         ratio = f"{before / after:.2f} times fewer"
         print(f"{title}: {before:,} -> {after:,}, {ratio}")
     print(f"Run: {run.directory}")

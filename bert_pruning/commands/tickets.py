@@ -98,7 +98,8 @@ def main():
         index.append(entry)
         print(
             f"{name}: {level.heads} of {sum(config.num_heads)} heads and "
-            f"{level.blocks} blocks left out, {100 * left:.2f} % of the "
+            f"{level.blocks} block{'s' * (level.blocks != 1)} left out, "
+            f"{100 * left:.2f} % of the "
             "parameters left"
         )
     run.write_text(

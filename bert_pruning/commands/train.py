@@ -135,6 +135,7 @@ def main():
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
+    shared.check_task_name()
     shared.check_finite()
     shared.check_separate(
         FLAGS.output_dir,

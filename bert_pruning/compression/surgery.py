@@ -15,6 +15,7 @@ from bert_pruning.errors import UserError
 from bert_pruning.modeling.config import BertConfig
 from bert_pruning.modeling.names import weight_table
 from bert_pruning.modeling.quantization import RANGES
+from bert_pruning.modeling.quantization import is_range
 from bert_pruning.modeling.quantization import keep_coverage
 
 Arrays = Mapping[str, np.ndarray]
@@ -112,6 +113,63 @@ def shrink(
             array = np.take(array, kept, axis)
         arrays[f"layer_{new_layer[layer]}_{part}/{weight}"] = array
     return smaller, arrays
+
+
+def expand(
+    config: BertConfig, weights: Arrays
+) -> tuple[BertConfig, dict[str, np.ndarray]]:
+    """Puts a cut model back into a shape that other programs can build.
+
+    Every layer gets as many heads as fit its width and as many neurons as the
+    widest, the new ones all zeros; factors of the word embeddings are
+    multiplied. Dropped layers stay dropped. The logits are those of the cut
+    model.
+
+    Args:
+        config: BertConfig.
+        weights: dict from canonical name to array.
+
+    Returns:
+        A uniform shape, and its arrays. What computed in 8 bits is float32.
+
+    Raises:
+        UserError: if the heads' width does not divide that of the model.
+
+    Example:
+
+    ```python
+    config, weights = expand(checkpoint.config, checkpoint.weights)
+    ```
+    """
+    if config.hidden_size % config.head_size:
+        raise UserError(
+            f"Heads of width {config.head_size} do not fill a model of width "
+            f"{config.hidden_size}: no other program can build it."
+        )
+    num_layers = config.num_layers
+    whole = dataclasses.replace(
+        config,
+        num_heads=(config.hidden_size // config.head_size,) * num_layers,
+        intermediate_sizes=(max(config.intermediate_sizes),) * num_layers,
+        embedding_rank=None,
+        quantization=None,
+    )
+    if not all(whole.intermediate_sizes):
+        whole = dataclasses.replace(
+            whole, intermediate_sizes=(4 * config.hidden_size,) * num_layers
+        )
+    arrays = {n: array for n, array in weights.items() if not is_range(n)}
+    if config.embedding_rank:
+        left = arrays["word_embeddings/embeddings"].astype(np.float64)
+        right = arrays.pop("embedding_projection/kernel")
+        arrays["word_embeddings/embeddings"] = (left @ right).astype(np.float32)
+    for row in weight_table(whole, "huggingface"):
+        if row.group is None:
+            array = arrays.get(row.name, np.zeros((0,) * len(row.shape)))
+            if array.shape != row.shape:
+                arrays[row.name] = np.zeros(row.shape, np.float32)
+                arrays[row.name][tuple(map(slice, array.shape))] = array
+    return whole, arrays
 
 
 def _keep_quantization(config, structure):

@@ -56,8 +56,8 @@ def find_checkpoint(name: str) -> str:
             f"different times: say {' or '.join(matches)}. Received: {name}"
         )
     raise UserError(
-        f"No such official checkpoint. Received: {name}. Known: "
-        f"{', '.join(CHECKPOINTS)}"
+        "Choose glue, demo, a task of GLUE, or one of the official "
+        f"checkpoints {', '.join(CHECKPOINTS)}. Received: {name}"
     )
 
 

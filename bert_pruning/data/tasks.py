@@ -62,8 +62,8 @@ def get_task(name: str, **custom) -> Task:
         if _plain(task.name) == key:
             return task
     raise UserError(
-        f"Unknown task. Choose one of {', '.join(TASKS)}, or custom. "
-        f"Received: --task_name={name}"
+        f"Unknown task. Choose one of {', '.join(TASKS)}, or custom, SQuAD, "
+        f"SQuAD2, pretraining. Received: --task_name={name}"
     )
 
 

@@ -147,6 +147,39 @@ class BertTokenizer(tf.Module):
     @tf.function(
         input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
     )
+    def tokenize_with_offsets(self, texts):
+        """Cuts texts into ids, and says where in a text each comes from.
+
+        Args:
+            texts: string tensor [N].
+
+        Returns:
+            Three `tf.RaggedTensor` [N, None]: int32 ids, and int32 offsets in
+            bytes, where each begins and ends. A word that is not all ASCII is
+            not cut: each of its pieces is all of it.
+        """
+        words, begins, _ = tf_text.regex_split_with_offsets(
+            texts, r"[\t\n\r\pZ]+"
+        )
+        is_ascii = tf.strings.regex_full_match(words.values, "[ -~]*")
+        found = [
+            tf.gather(tf.concat([plain, other], 0), _order_of(is_ascii))
+            for plain, other in zip(
+                self._cut_ascii(tf.boolean_mask(words.values, is_ascii)),
+                self._cut_unicode(tf.boolean_mask(words.values, ~is_ascii)),
+                strict=True,
+            )
+        ]
+        shifts = tf.cast(begins.values, tf.int32)[:, tf.newaxis]
+        ids, starts, stops = found[0], found[1] + shifts, found[2] + shifts
+        return tuple(
+            words.with_values(each).merge_dims(1, 2)
+            for each in (ids, starts, stops)
+        )
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+    )
     def tokenize_tensor(self, texts):
         """`tokenize` for a string tensor [N]; the function to export."""
         is_ascii = tf.strings.regex_full_match(texts, r"[\t\n\r -~]*")
@@ -254,6 +287,17 @@ class BertTokenizer(tf.Module):
             texts = tf.strings.lower(texts)
         return self._ascii_pieces.tokenize(texts)
 
+    def _cut_ascii(self, words):
+        if self.do_lower_case:
+            words = tf.strings.lower(words)
+        ids, *offsets = self._ascii_pieces.tokenize_with_offsets(words)
+        return ids, *(tf.cast(each, tf.int32) for each in offsets)
+
+    def _cut_unicode(self, words):
+        ids = self._tokenize_unicode(words)
+        ends = tf.ones_like(ids) * tf.strings.length(words)[:, tf.newaxis]
+        return ids, tf.zeros_like(ids), ends
+
     def _tokenize_mixed(self, texts, is_ascii):
         ascii_rows = tf.where(is_ascii)[:, 0]
         other_rows = tf.where(~is_ascii)[:, 0]
@@ -264,8 +308,7 @@ class BertTokenizer(tf.Module):
             ],
             axis=0,
         )
-        order = tf.concat([ascii_rows, other_rows], 0)
-        return tf.gather(tokens, tf.math.invert_permutation(order))
+        return tf.gather(tokens, _order_of(is_ascii))
 
     def _tokenize_unicode(self, texts):
         _, pieces = self._split_words(texts)
@@ -279,6 +322,12 @@ class BertTokenizer(tf.Module):
         is_long = tf.strings.length(words.values, "UTF8_CHAR") > MAX_WORD_LENGTH
         known = words.with_values(tf.where(is_long, "[UNK]", words.values))
         return words, self._word_pieces.tokenize(known)
+
+
+def _order_of(is_first):
+    """Where each row is once those that are first come first."""
+    rows = [tf.where(is_first)[:, 0], tf.where(~is_first)[:, 0]]
+    return tf.math.invert_permutation(tf.concat(rows, 0))
 
 
 def _truncate(length_a, length_b, max_seq_length):

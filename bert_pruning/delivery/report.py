@@ -101,7 +101,7 @@ class Report:
                 "embedding_rank": self.config.embedding_rank,
             },
             f"encoder_macs_{LENGTH}": self.macs,
-            "latencies": [dataclasses.asdict(each) for each in self.latencies],
+            "latencies": [each.to_dict() for each in self.latencies],
             "matrices": {
                 name: _count_values(count)
                 for name, count in self.listed.items()
@@ -196,7 +196,7 @@ def as_markdown(reports):
         "zeros in whole model",
         "MB raw",
         "MB gzipped",
-        *(each.title for each in reports[0].latencies),
+        *(each.setting.title for each in reports[0].latencies),
         *metrics,
     ]
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
@@ -266,7 +266,7 @@ def _text(report):
         f"{LENGTH} tokens"
     )
     lines.extend(
-        f"Latency, {each.title}: {each.milliseconds:.2f} ms, "
+        f"Latency, {each.setting.title}: {each.milliseconds:.2f} ms, "
         f"{each.examples_per_second:.1f} examples/s"
         for each in report.latencies
     )

@@ -144,9 +144,9 @@ def _side_by_side(tasks):
     return (
         "### Fine-tuned and pruned, side by side\n\n"
         + _table(header, rows)
-        + "\n\nOn the dev set, in percent; it also chose the learning rate "
-        "and the checkpoint.\nSparsity: the share of zeros in the encoder's "
-        "kernels."
+        + "\n\nMetrics are of the dev set, in percent; it also chose the "
+        "learning rate and the checkpoint.\nSparsity: the share of zeros in "
+        "the encoder's kernels."
     )
 
 

@@ -1,7 +1,8 @@
-"""A model as a TFLite file, and what runs one.
+"""A model as a TFLite (LiteRT) file, and what runs one.
 
 What computes in 8 bits in Keras does so in the file, in int8 arithmetic and
-with the same scales; all else stays float32.
+with the same scales. A float32 model stays one, or keeps its weights in half
+precision, or in 8 bits and rounds the inputs of its products as they come.
 """
 
 import os
@@ -15,15 +16,20 @@ from bert_pruning.modeling import quantized_layers
 from bert_pruning.training.step import INPUT_NAMES
 
 
-def convert(model, output, is_quantized):
+def convert(model, output, quantization="none", batch_size=None, length=None):
     """Converts a model.
 
-    The inputs are those of `build_model`, of any batch size and length.
+    The inputs are those of `build_model`.
 
     Args:
         model: a model from `build_model` or `build_span_model`.
         output: str. Which of its outputs the file has.
-        is_quantized: bool. Whether a part of it computes in 8 bits.
+        quantization: str. "none": float32. "float16": weights in half
+            precision. "dynamic_int8": weights in 8 bits, one scale for each
+            output of a Dense layer, and each row of a product's inputs rounded
+            by its own range. "int8": what of the model computes in 8 bits.
+        batch_size: int or None. The only one that the file takes; None: any.
+        length: int or None. The same, in tokens.
 
     Returns:
         The file as bytes.
@@ -32,10 +38,10 @@ def convert(model, output, is_quantized):
 
     ```python
     model, output = restore_model(checkpoint)
-    content = convert(model, output, is_quantized=False)
+    content = convert(model, output, "dynamic_int8")
     ```
     """
-    ids = tf.TensorSpec((None, None), tf.int32)
+    ids = tf.TensorSpec((batch_size, length), tf.int32)
 
     # The names in the file's signature are those of arguments and result.
     @tf.function(input_signature=[ids] * 3)
@@ -46,8 +52,10 @@ def convert(model, output, is_quantized):
     with quantized_layers.exporting():
         traced = forward.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], model)
-    if is_quantized:
+    if quantization != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        converter.target_spec.supported_types = [tf.float16]
     with warnings.catch_warnings():
         # The ranges are in the graph; it asks for examples to find them by.
         warnings.filterwarnings("ignore", message="Statistics for quantized")
@@ -60,6 +68,10 @@ class Interpreter:
     Args:
         content: bytes. The file.
         num_threads: int or None. None: as many as the machine has cores.
+
+    Attributes:
+        output: str. What it gives.
+        batch_size, length: int. Those that it takes; -1: any.
 
     Example:
 
@@ -74,9 +86,14 @@ class Interpreter:
         )
         self._run = interpreter.get_signature_runner()
         (self.output,) = self._run.get_output_details()
+        details = self._run.get_input_details()[INPUT_NAMES[0]]
+        # -1: any.
+        self.batch_size, self.length = details["shape_signature"].tolist()
 
     def __call__(self, inputs):
         """Computes the output of a batch.
+
+        Where the file takes one shape alone, the batch is cut and padded to it.
 
         Args:
             inputs: list of int32 arrays `(batch, length)`, in the order of
@@ -86,6 +103,22 @@ class Interpreter:
             A float32 array.
         """
         arrays = [np.asarray(array, np.int32) for array in inputs]
+        rows, width = arrays[0].shape
+        step = self.batch_size if self.batch_size > 0 else max(rows, 1)
+        found = []
+        for begin in range(0, max(rows, 1), step):
+            parts = [array[begin : begin + step] for array in arrays]
+            found.append(self._run_one([self._fill(part) for part in parts]))
+        found = np.concatenate(found)[:rows]
+        # Of models whose output has a row for each token.
+        return found[:, :width] if found.ndim == 3 else found
+
+    def _fill(self, array):
+        rows, width = array.shape
+        more = max(self.batch_size - rows, 0), max(self.length - width, 0)
+        return np.pad(array, [(0, each) for each in more])
+
+    def _run_one(self, arrays):
         return self._run(**dict(zip(INPUT_NAMES, arrays, strict=True)))[
             self.output
         ]

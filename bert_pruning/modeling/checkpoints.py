@@ -101,7 +101,8 @@ def load_checkpoint(path: str):
     fields = {"do_lower_case": None, "task": None, "notes": (), "tasks": {}}
     fields.update(_read(path))
     notes = list(fields["notes"])
-    if "pooler/kernel" not in fields["weights"]:
+    # A model that marks spans has no use for one.
+    if not {"pooler/kernel", "span/kernel"} & fields["weights"].keys():
         notes.append("The checkpoint has no pooler: a new one is initialised.")
     vocabulary = fields["vocabulary"]
     if len(vocabulary) != fields["config"].vocab_size:
@@ -155,6 +156,7 @@ def save_huggingface(
     do_lower_case: bool,
     task: Mapping | None = None,
     tasks: Mapping[str, Mapping] | None = None,
+    storage: huggingface.Storage | None = None,
 ):
     """Saves a model as a Hugging Face checkpoint, which is also a run's.
 
@@ -174,6 +176,7 @@ def save_huggingface(
         task: mapping or None. JSON-serialisable; "labels" (empty for a
             regression) become the names of the classifier's outputs.
         tasks: mapping or None. See `Checkpoint`.
+        storage: huggingface.Storage or None. None: whole float32 arrays.
 
     Raises:
         UserError: if the directory cannot be written to, or weights,
@@ -191,7 +194,8 @@ def save_huggingface(
     _check_vocabulary(config, vocabulary)
     with replaced_files(directory, last=[huggingface.CONFIG_FILE]) as partial:
         huggingface.write_huggingface(
-            partial, config, weights, vocabulary, do_lower_case, task, tasks
+            *(partial, config, weights, vocabulary, do_lower_case),
+            *(task, tasks, storage),
         )
 
 

@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from bert_pruning.errors import UserError
+from bert_pruning.modeling import bitmask
 from bert_pruning.modeling import mapping
 from bert_pruning.modeling.config import BertConfig
 from bert_pruning.modeling.files import check_object
@@ -60,6 +61,20 @@ _ARCHITECTURES = (
     ("next_sentence/kernel", "BertForPreTraining"),
     ("mlm_output/bias", "BertForMaskedLM"),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How weights are kept in a file.
+
+    Args:
+        is_half: bool. As float16, not float32.
+        is_packed: bool. Of sparse matrices only what is not zero; see
+            `bitmask`.
+    """
+
+    is_half: bool = False
+    is_packed: bool = False
 
 
 def read_huggingface(directory: str):
@@ -138,6 +153,7 @@ def write_huggingface(
     do_lower_case: bool,
     task: Mapping | None = None,
     tasks: Mapping[str, Mapping] | None = None,
+    storage: Storage | None = None,
 ):
     """Writes a run: what `read_huggingface` reads back, and Transformers too.
 
@@ -157,6 +173,7 @@ def write_huggingface(
         tasks={name: dict(values) for name, values in (tasks or {}).items()},
         do_lower_case=do_lower_case,
     )
+    stored = _apply_storage(storage or Storage(), stored, values)
     with open(os.path.join(directory, WEIGHT_FILES[0]), "wb") as file:
         file.write(safetensors.numpy.save(stored, {"format": "pt"}))
     write_vocabulary(os.path.join(directory, "vocab.txt"), vocabulary)
@@ -176,6 +193,38 @@ def write_huggingface(
         },
     )
     write_json(os.path.join(directory, CONFIG_FILE), values)
+
+
+def _apply_storage(storage, stored, values):
+    """Returns the arrays of the file; tells other programs in `values`."""
+    if storage.is_half:
+        stored = {name: a.astype(np.float16) for name, a in stored.items()}
+        values["dtype"] = "float16"
+    if not storage.is_packed:
+        return stored
+    packed = bitmask.pack(stored)
+    layers = bitmask.packed_layers(packed)
+    whole = [
+        name.removesuffix(".weight")
+        for name, array in stored.items()
+        if name in packed and name.endswith(".weight") and array.ndim == 2
+    ]
+    sizes = [stored[f"{layer}.weight"].size for layer in layers]
+    kept = [packed[f"{layer}.compressed"].size for layer in layers]
+    values["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "dense",
+        "quantization_status": "frozen",
+        "sparsity_config": {
+            "format": bitmask.FORMAT,
+            "global_sparsity": 1.0 - sum(kept) / max(1, sum(sizes)),
+            "ignore": whole,
+            "registry_requires_subclass": False,
+            "sparsity_structure": "unstructured",
+            "targets": ["Linear"],
+        },
+    }
+    return packed
 
 
 def _task_fields(num_outputs, task):
@@ -249,7 +298,7 @@ def _read_arrays(directory):
                     f"{name}. Remove one of the two."
                 )
             arrays[present] = array
-    return arrays
+    return bitmask.unpack(arrays, directory)
 
 
 def _read_safetensors(path):

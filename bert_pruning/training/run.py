@@ -178,12 +178,15 @@ class Run:
         if self.path("checkpoint").exists():
             shutil.rmtree(self.path("discarded"), ignore_errors=True)
             os.replace(self.path("checkpoint"), self.path("discarded"))
-        shutil.rmtree(self.path("events"), ignore_errors=True)
+        for name in ("events", "saved_model"):
+            shutil.rmtree(self.path(name), ignore_errors=True)
         for name in (
             *("config.json", "model.safetensors", "tokenizer_config.json"),
             *("vocab.txt", "metrics.jsonl", "eval_results.txt", "flags.cfg"),
             *("scores.npz", "structure.json", "augment.json"),
-            *("prepare.json", "model.tflite", "export.json"),
+            *("prepare.json", "model.tflite", "export.json", "README.md"),
+            *("bert_config.json", "bert_model.ckpt.index"),
+            *("bert_model.ckpt.data-00000-of-00001",),
             *("phases.csv", "phases.md", "phases.png", "tickets.json"),
         ):
             self.path(name).unlink(missing_ok=True)

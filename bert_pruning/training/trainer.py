@@ -353,7 +353,8 @@ class Trainer:
             total=self.plan.num_steps,
             initial=step,
             unit="step",
-            desc=self.run.directory.name,
+            # A sweep's folders are TASK/lr_5e-5.
+            desc="/".join(self.run.directory.parts[-2:]),
         )
 
 

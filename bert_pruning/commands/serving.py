@@ -1,0 +1,58 @@
+"""What is served of a checkpoint, by the flags: its task, and what it reads.
+
+Imports TensorFlow, so the commands import it late.
+"""
+
+import dataclasses
+
+from absl import flags
+
+from bert_pruning.commands import flags as shared
+from bert_pruning.commands import inputs
+from bert_pruning.delivery import restoring
+from bert_pruning.delivery import saved_model
+
+FLAGS = flags.FLAGS
+
+
+def load_checkpoint():
+    """Loads the checkpoint of the flags; without a task, as it is."""
+    checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
+    if FLAGS.task_name and not shared.is_special():
+        return of_task(checkpoint, inputs.evaluation_task(checkpoint))
+    return checkpoint
+
+
+def of_task(checkpoint, task):
+    """Returns a checkpoint whose outputs are in the order of a task's labels.
+
+    Args:
+        checkpoint: Checkpoint.
+        task: Task.
+    """
+    weights = inputs.classifier_weights(checkpoint, task)
+    return dataclasses.replace(checkpoint, weights=weights, task=task.to_dict())
+
+
+def text_names(checkpoint):
+    """Returns what the texts are called that a checkpoint reads."""
+    if "span/kernel" in checkpoint.weights:
+        return saved_model.QUESTION
+    task = inputs.stored_task(checkpoint)
+    if task is not None and task.splits["train"].text_b is None:
+        return saved_model.ONE_TEXT
+    return saved_model.TWO_TEXTS
+
+
+def serve(checkpoint):
+    """Returns what is served of a checkpoint, a `saved_model.Served`."""
+    restoring.check_observed(checkpoint)
+    model, output = restoring.restore_model(checkpoint)
+    return saved_model.Served(
+        model=model,
+        output=output,
+        tokenizer=inputs.find_tokenizer(checkpoint),
+        max_seq_length=FLAGS.max_seq_length,
+        labels=tuple((checkpoint.task or {}).get("labels") or ()),
+        text_names=text_names(checkpoint),
+    )

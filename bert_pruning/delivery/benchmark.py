@@ -1,0 +1,147 @@
+"""Models side by side: how fast, how large, how good."""
+
+import dataclasses
+import json
+import os
+
+import matplotlib.figure
+
+from bert_pruning.delivery import runners
+from bert_pruning.delivery.latency import Measured
+from bert_pruning.errors import UserError
+from bert_pruning.training.run import read_results
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """How good a model was when it was last scored.
+
+    Args:
+        metric: str. Such as "eval_accuracy".
+        value: float.
+    """
+
+    metric: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A model.
+
+    Args:
+        measured: latency.Measured.
+        quality: Quality or None.
+    """
+
+    measured: Measured
+    quality: Quality | None
+
+    def to_dict(self):
+        """Returns plain values, for JSON."""
+        return {
+            "model": self.measured.name,
+            "bytes": self.measured.num_bytes,
+            "quality": self.quality and dataclasses.asdict(self.quality),
+            "latencies": [each.to_dict() for each in self.measured.latencies],
+        }
+
+
+def read_quality(name):
+    """Returns the primary metric of a run or an export, or None.
+
+    Args:
+        name: str. See `runners`.
+    """
+    _, path = runners.split_peer(name)
+    exported = runners.read_export(path)
+    if exported:
+        metric = exported.get("primary_metric")
+        value = exported.get(f"{metric}_file")
+        return None if value is None else Quality(metric, value)
+    try:
+        with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+            block = json.load(file).get("bert_pruning") or {}
+        results = read_results(os.path.join(path, "eval_results.txt"))
+    except (OSError, ValueError, UserError):
+        return None
+    metric = (block.get("task") or {}).get("primary_metric")
+    value = results.get(metric)
+    return None if value is None else Quality(metric, value)
+
+
+def as_markdown(rows):
+    """Formats a table: a row for each model, a column for each setting.
+
+    Latencies are medians, with those that 95 % of the batches kept to in
+    brackets, and how much faster than the first model that is.
+    """
+    metrics = list(
+        dict.fromkeys(row.quality.metric for row in rows if row.quality)
+    )
+    settings = [each.setting for each in rows[0].measured.latencies]
+    header = [
+        "model",
+        *(metric.removeprefix("eval_") for metric in metrics),
+        "MB",
+        *(
+            f"{each.batch_size} of {each.length}, ms (95 %)"
+            for each in settings
+        ),
+    ]
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    first = rows[0].measured
+    for row in rows:
+        cells = [row.measured.name]
+        for metric in metrics:
+            has_it = row.quality and row.quality.metric == metric
+            cells.append(f"{row.quality.value:.4f}" if has_it else "")
+        cells.append(f"{row.measured.num_bytes / 1e6:.1f}")
+        for latency, before in zip(
+            row.measured.latencies, first.latencies, strict=True
+        ):
+            cell = f"{latency.milliseconds:.2f} ({latency.milliseconds_95:.2f})"
+            if row is not rows[0]:
+                ratio = before.milliseconds / latency.milliseconds
+                cell += f" x{ratio:.1f}"
+            cells.append(cell)
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def draw(rows, path):
+    """Draws quality against latency and bytes.
+
+    Args:
+        rows: sequence of Row. Those without a quality are left out.
+        path: str. The picture to write; the extension says the format.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    rows = [row for row in rows if row.quality]
+    figure = matplotlib.figure.Figure(figsize=(10, 4.2), dpi=120)
+    axes = figure.subplots(1, 2, sharey=True)
+    setting = rows[0].measured.latencies[0].setting
+    for axis, title, values in (
+        (
+            axes[0],
+            f"milliseconds, {setting.title}",
+            [row.measured.latencies[0].milliseconds for row in rows],
+        ),
+        (axes[1], "MB", [row.measured.num_bytes / 1e6 for row in rows]),
+    ):
+        for number, (row, value) in enumerate(zip(rows, values, strict=True)):
+            axis.plot(
+                *(value, row.quality.value),
+                marker="o",
+                color=f"C{number % 10}",
+                label=row.measured.name,
+            )
+        axis.set_xscale("log")
+        axis.set_xlabel(title)
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel(rows[0].quality.metric.removeprefix("eval_"))
+    axes[1].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path)
