@@ -3,7 +3,7 @@
     python docs/serving_client.py --url=http://localhost:8501/v1/models/mrpc \
         --text_a="It rains." --text_b="It is raining."
 
-Any `--name=value` is an input of the model's signature `serving_default`; a name
+Any `--name=value` is an input of the signature `serving_default`; a name
 that is given several times makes a batch.
 """
 

@@ -1,6 +1,8 @@
 """Reports name what each ratio is over, in every format."""
 
+import base64
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,10 +11,13 @@ import tiny_bert
 import tiny_runs
 
 from bert_pruning.compression import costs
+from bert_pruning.delivery import curves
+from bert_pruning.delivery import plots
 from bert_pruning.delivery import report
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.checkpoints import load_checkpoint
 from bert_pruning.modeling.checkpoints import save_huggingface
+from bert_pruning.training.summaries import Summaries
 
 TASK = {
     "name": "SST-2",
@@ -224,9 +229,10 @@ def test_latencies_are_measured_for_each_setting(sparse_run, dense_checkpoint):
 def test_a_plot_is_a_picture_of_all_runs(
     sparse_run, dense_checkpoint, tmp_path
 ):
-    for runs, columns in (
-        (f"{sparse_run},{sparse_run}", 3),
-        (dense_checkpoint, 2),
+    for runs, columns, panels in (
+        # Heads, neurons, and quality against four costs.
+        (f"{sparse_run},{sparse_run}", 3, 6),
+        (dense_checkpoint, 2, 2),
     ):
         path = tmp_path / "new" / f"{columns}.png"
         status, _, err = run_report(
@@ -234,7 +240,7 @@ def test_a_plot_is_a_picture_of_all_runs(
         )
         assert status == 0, err
         width, height = png_size(path)
-        assert width / height == pytest.approx(4.6 * columns / 4.2, rel=0.01)
+        assert (width, height) == panels_size(columns, panels)
 
 
 def test_runs_of_two_tasks_have_no_quality_in_common(sparse_run, tmp_path):
@@ -245,8 +251,55 @@ def test_runs_of_two_tasks_have_no_quality_in_common(sparse_run, tmp_path):
     (other / "config.json").write_text(json.dumps(config))
     path = tmp_path / "kept.png"
     run_report(f"--init_checkpoint={sparse_run},{other}", f"--plot={path}")
-    width, height = png_size(path)
-    assert width / height == pytest.approx(4.6 * 2 / 4.2, rel=0.01)
+    assert png_size(path) == panels_size(2, 2)
+
+
+def test_a_page_holds_pictures_tables_and_all_that_is_known(
+    sparse_run, dense_checkpoint, tmp_path
+):
+    path = tmp_path / "page.html"
+    status, out, err = run_report(
+        f"--init_checkpoint={sparse_run},{dense_checkpoint}",
+        *(f"--plot={path}", "--format=markdown"),
+    )
+    assert status == 0, err
+    page = path.read_text()
+    picture = re.search(r"data:image/png;base64,([^\"]+)", page)[1]
+    (tmp_path / "page.png").write_bytes(base64.b64decode(picture))
+    assert png_size(tmp_path / "page.png") == panels_size(2, 2)
+    # What the table of Markdown says.
+    for cell in out.splitlines()[2].strip("| ").split(" | "):
+        assert f"<td>{cell}</td>" in page
+    assert "layer_1_query" in page
+    # In one file: nothing is fetched.
+    assert "http" not in page and "<script" not in page
+
+
+def test_the_loss_of_a_run_is_drawn(sparse_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(sparse_run, run)
+    with Summaries(run / "events") as summaries:
+        for step, loss in ((10, 0.5), (20, 0.25)):
+            summaries.scalars({"train/loss": loss}, step)
+    with Summaries(run / "events") as resumed:
+        resumed.scalars({"train/loss": 0.125}, 20)
+    assert curves.read_losses(str(run)) == ([10, 20], [0.5, 0.125])
+    assert curves.read_losses(str(sparse_run)) is None
+    path = tmp_path / "loss.png"
+    run_report(f"--init_checkpoint={run}", f"--plot={path}")
+    assert png_size(path) == panels_size(3, 7, models=1)
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [(3, 0.9), (1, 0.5), (2, 0.4), (2, 0.7), (4, 0.9), (1, 0.3)]
+    assert plots.pareto_front(points) == [1, 3, 0]
+
+
+def panels_size(columns, panels, models=None):
+    """Pixels of a picture of so many panels and a legend below."""
+    models = models or columns - 1
+    rows, lines = -(-panels // columns), -(-models // columns)
+    return round(552 * columns), round(120 * (4.0 * rows + 0.25 * lines))
 
 
 def png_size(path):
@@ -258,7 +311,7 @@ def png_size(path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--plot=kept.doc"], "must end in .png, .svg or .pdf"),
+        (["--plot=kept.doc"], "must end in .png, .svg, .pdf or .html"),
         (["--plot=/dev/null/kept.png"], "Cannot write to /dev/null"),
         (["--latency", "--lengths=many"], "--lengths needs whole numbers"),
         (["--latency", "--batch_sizes=0"], "--batch_sizes must be positive"),

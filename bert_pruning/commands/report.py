@@ -41,8 +41,8 @@ def define_flags():
     flags.DEFINE_string(
         "plot",
         None,
-        "Draws heads and neurons by layer, and quality against size, into "
-        "this .png, .svg or .pdf.",
+        "Draws heads and neurons by layer, quality against size and speed, "
+        "and losses into this .png, .svg or .pdf; as .html with the tables.",
     )
 
 
@@ -51,7 +51,7 @@ def main():
     shared.require("init_checkpoint")
     batch_sizes = shared.positive_numbers("batch_sizes")
     lengths = shared.positive_numbers("lengths")
-    shared.check_picture(".png", ".svg", ".pdf")
+    shared.check_picture(".png", ".svg", ".pdf", ".html")
 
     from bert_pruning.delivery import latency
     from bert_pruning.delivery import plots

@@ -1,63 +1,214 @@
-"""Pictures of what is kept of a model, and of what that costs in quality."""
+"""Pictures of what is kept of models, and of what that costs in quality."""
 
+import base64
+import html
+import io
 import os
 
 import matplotlib.figure
 import matplotlib.ticker
 
+from bert_pruning.delivery import curves
+from bert_pruning.delivery import report as reports_
+
+PICTURES = (".png", ".svg", ".pdf")
+PAGE = ".html"
+
+_COLUMNS = 3
+
+_STYLE = (
+    "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:76em}"
+    "table{border-collapse:collapse;display:block;overflow-x:auto}"
+    "th,td{border:1px solid #ccc;padding:.25em .6em;text-align:right}"
+    "th:first-child,td:first-child{text-align:left}"
+    "img{max-width:100%}pre{overflow-x:auto;background:#f6f6f6;padding:1em}"
+)
+
 
 def draw_reports(reports, path):
     """Draws checkpoints side by side.
 
-    Heads and neurons of each layer, and, where all have results of one task,
-    its primary metric against the number of parameters.
+    Heads and neurons of each layer; where all have results of one task, its
+    primary metric against size, operations, zeros and, if measured, latency,
+    with the Pareto front; and the loss of those that are runs.
 
     Args:
         reports: sequence of `report.Report`.
-        path: str. The picture to write; the extension says the format.
+        path: str. What to write: a picture, or a page of HTML in one file, with
+            the table and all that is known of each checkpoint. The extension
+            says which.
 
     Raises:
         ValueError: if matplotlib does not know the format.
         OSError: if the file cannot be written.
     """
+    figure = _draw(reports)
+    if not path.endswith(PAGE):
+        figure.savefig(path)
+        return
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(_page(reports, figure))
+
+
+def _draw(reports):
+    panels = [
+        lambda axis: _draw_units(
+            axis, reports, "heads", lambda config: config.num_heads
+        ),
+        lambda axis: _draw_units(
+            axis, reports, "neurons", lambda config: config.intermediate_sizes
+        ),
+    ]
     metric = _common_metric(reports)
-    columns = 3 if metric else 2
-    figure = matplotlib.figure.Figure(figsize=(4.6 * columns, 4.2), dpi=120)
-    axes = figure.subplots(1, columns)
-    names = [_short(report.path) for report in reports]
-    for axis, title, sizes in (
-        (axes[0], "heads", [r.config.num_heads for r in reports]),
-        (axes[1], "neurons", [r.config.intermediate_sizes for r in reports]),
-    ):
-        for name, row in zip(names, sizes, strict=True):
-            axis.plot(range(len(row)), row, marker="o", ms=4, label=name)
-        axis.set_xlabel("layer")
-        axis.set_ylabel(f"{title} kept")
-        axis.set_ylim(bottom=0)
-        axis.xaxis.set_major_locator(
-            matplotlib.ticker.MaxNLocator(integer=True)
-        )
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
     if metric:
-        for number, (name, report) in enumerate(
-            zip(names, reports, strict=True)
-        ):
-            point = report.whole.size / 1e6, report.results[metric]
-            axes[2].plot(*point, marker="o", color=f"C{number % 10}")
-            axes[2].annotate(
-                name,
-                point,
-                xytext=(5, 4),
-                textcoords="offset points",
-                fontsize="small",
-            )
-        axes[2].set_xlabel("parameters, millions")
-        axes[2].set_ylabel(metric.removeprefix("eval_"))
-        axes[2].margins(x=0.25)
-        axes[2].grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path)
+        panels += [
+            lambda axis, cost=cost: _draw_quality(axis, reports, metric, *cost)
+            for cost in _costs(reports)
+        ]
+    losses = [curves.read_losses(report.path) for report in reports]
+    if any(losses):
+        panels.append(lambda axis: _draw_losses(axis, losses))
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    lines = -(-len(reports) // columns)
+    figure = matplotlib.figure.Figure(
+        figsize=(4.6 * columns, 4.0 * rows + 0.25 * lines),
+        dpi=120,
+        layout="constrained",
+    )
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, draw in zip(axes, panels, strict=False):
+        draw(axis)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize="small",
+    )
+    return figure
+
+
+def _style(number):
+    """A colour and a marker that few others have together."""
+    markers = "osD^vPX"
+    return {
+        "color": f"C{number % 10}",
+        "marker": markers[number % len(markers)],
+        "ms": 5,
+    }
+
+
+def _costs(reports):
+    """Yields a title and the values of all reports."""
+    yield "parameters, millions", [r.whole.size / 1e6 for r in reports]
+    yield (
+        f"encoder operations on {reports_.LENGTH} tokens, millions",
+        [r.macs / 1e6 for r in reports],
+    )
+    if any(report.pruned.size for report in reports):
+        yield (
+            "zeros in the encoder's kernels, %",
+            [100 * r.encoder.sparsity for r in reports],
+        )
+        yield "MB gzipped", [r.compressed_bytes / 1e6 for r in reports]
+    for number, latency in enumerate(reports[0].latencies):
+        yield (
+            f"milliseconds, {latency.setting.title}",
+            [r.latencies[number].milliseconds for r in reports],
+        )
+
+
+def _draw_units(axis, reports, title, sizes_of):
+    for number, report in enumerate(reports):
+        row = sizes_of(report.config)
+        label = _short(report.path)
+        axis.plot(range(len(row)), row, label=label, **_style(number))
+    axis.set_xlabel("layer")
+    axis.set_ylabel(f"{title} kept")
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+
+
+def _draw_quality(axis, reports, metric, title, values):
+    points = [
+        (value, report.results[metric])
+        for value, report in zip(values, reports, strict=True)
+    ]
+    # More zeros are better; of all else less.
+    sign = -1 if title.startswith("zeros") else 1
+    front = pareto_front([(sign * x, y) for x, y in points])
+    axis.plot(
+        *zip(*(points[i] for i in front), strict=True),
+        color="0.6",
+        linestyle="--",
+        zorder=0,
+    )
+    for number, point in enumerate(points):
+        axis.plot(*point, **_style(number))
+    axis.set_xlabel(title)
+    axis.set_ylabel(metric.removeprefix("eval_"))
+
+
+def _draw_losses(axis, losses):
+    for number, found in enumerate(losses):
+        if found:
+            axis.plot(*found, color=f"C{number % 10}", linewidth=1)
+    axis.set_xlabel("step")
+    axis.set_ylabel("training loss")
+
+
+def pareto_front(points):
+    """Returns the points than which none is both cheaper and better.
+
+    Args:
+        points: list of pairs: a cost, and a quality.
+
+    Returns:
+        Their numbers, by rising cost.
+    """
+    front, best = [], float("-inf")
+    order = sorted(
+        range(len(points)), key=lambda i: (points[i][0], -points[i][1])
+    )
+    for number in order:
+        if points[number][1] > best:
+            best = points[number][1]
+            front.append(number)
+    return front
+
+
+def _page(reports, figure):
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    header, _, *rows = reports_.table(reports)
+    lines = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f"<title>bert_pruning</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{len(reports)} model{'s' * (len(reports) > 1)}</h1>",
+        "<table>",
+        _row("th", header),
+        *(_row("td", row) for row in rows),
+        "</table>",
+        f'<p><img alt="Units kept, quality and costs, losses" '
+        f'src="data:image/png;base64,{encoded}"></p>',
+    ]
+    for report in reports:
+        text = reports_.as_text([report])
+        lines += [
+            f"<details><summary>{html.escape(report.path)}</summary>",
+            f"<pre>{html.escape(text)}</pre></details>",
+        ]
+    return "\n".join([*lines, "</body></html>", ""])
+
+
+def _row(kind, cells):
+    inner = "".join(f"<{kind}>{html.escape(x)}</{kind}>" for x in cells)
+    return f"<tr>{inner}</tr>"
 
 
 def _common_metric(reports):

@@ -178,6 +178,19 @@ def as_text(reports):
 
 def as_markdown(reports):
     """Formats a comparison, one row per checkpoint."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in table(reports))
+
+
+def table(reports):
+    """Compares checkpoints.
+
+    Args:
+        reports: sequence of Report.
+
+    Returns:
+        A list of rows of str: a header, Markdown's line below it, and one for
+        each checkpoint.
+    """
     metrics = list(
         dict.fromkeys(
             name
@@ -222,7 +235,7 @@ def as_markdown(reports):
                 ),
             ]
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return rows
 
 
 def _text(report):
