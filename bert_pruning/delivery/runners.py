@@ -11,8 +11,8 @@
 | `pytorch:runs/mrpc` | Hugging Face Transformers |
 | `onnx:runs/mrpc` | ONNX Runtime, what PyTorch exports of the same |
 
-Made for one process each: how many threads a program uses is said once, and the
-threads of one that wait for work slow down another.
+Made for one process each: the threads of one program that wait for work slow
+down another.
 """
 
 import functools
@@ -90,7 +90,8 @@ class Runner:
 
     Args:
         name: str. See above.
-        num_threads: int.
+        num_threads: int. Not of TensorFlow, which reads it from the
+            environment, `TF_NUM_INTRAOP_THREADS`, when it is imported.
 
     Attributes:
         ids: function of int32 arrays `(batch, length)` of ids, mask and types.
@@ -110,8 +111,8 @@ class Runner:
         self.ids, self.texts, self.num_bytes = build(path, num_threads)
 
 
-def _build_keras(path, num_threads):
-    tf = _tensorflow(num_threads)
+def _build_keras(path, _):
+    import tensorflow as tf
 
     from bert_pruning.delivery.restoring import restore_model
     from bert_pruning.modeling.checkpoints import load_checkpoint
@@ -132,8 +133,6 @@ def _build_keras(path, num_threads):
 
 
 def _build_tflite(path, num_threads):
-    _tensorflow(num_threads)
-
     from bert_pruning.delivery import tflite
     from bert_pruning.modeling.files import read_vocabulary
 
@@ -145,9 +144,7 @@ def _build_tflite(path, num_threads):
     return run, lambda texts: run(encode(texts)), len(content)
 
 
-def _build_saved_model(path, num_threads):
-    _tensorflow(num_threads)
-
+def _build_saved_model(path, _):
     from bert_pruning.delivery.saved_model import SavedModel
 
     run = SavedModel(os.path.join(path, "saved_model", "1"))
@@ -191,7 +188,8 @@ def _build_peer(program, path, num_threads):
 def _build_onnx(torch, model, num_threads):
     import onnxruntime
 
-    example = torch.ones((2, 8), dtype=torch.long)
+    # Three tensors: of one that is given three times it makes one input.
+    examples = {n: torch.ones((2, 8), dtype=torch.long) for n in _PEER_INPUTS}
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.onnx")
@@ -199,7 +197,7 @@ def _build_onnx(torch, model, num_threads):
             model,
             (),
             path,
-            kwargs=dict.fromkeys(_PEER_INPUTS, example),
+            kwargs=examples,
             dynamic_shapes=dict.fromkeys(_PEER_INPUTS, {0: batch, 1: length}),
             dynamo=True,
             external_data=False,
@@ -220,13 +218,6 @@ def _build_onnx(torch, model, num_threads):
 
 
 _BUILDERS = {"tflite": _build_tflite, "saved_model": _build_saved_model}
-
-
-def _tensorflow(num_threads):
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-    return tf
 
 
 def _encoder(vocabulary, do_lower_case):
