@@ -262,6 +262,11 @@ def _read_directory(path):
     if is_official or official.CONFIG_FILE in there:
         prefix = official.find_prefix(path)
         return {**official.read_official(prefix), "source": "official"}
+    if "flags.cfg" in there and "DONE" not in there:
+        raise UserError(
+            f"{path} is a run that did not end. Give the command that began it "
+            "again (its flags.cfg is a flagfile) to resume it."
+        )
     raise UserError(
         f"{path} is no checkpoint: it has neither config.json (Hugging Face, "
         "or a run) nor bert_config.json (official). It holds: "
