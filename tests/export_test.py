@@ -354,6 +354,22 @@ def test_a_context_is_read_as_far_as_it_fits():
     assert found["answer"][0].decode() in "good film"
 
 
+@pytest.mark.parametrize("name", ["saved_model", "huggingface"])
+def test_a_model_of_answers_is_exported(name, tmp_path):
+    config = SHAPES["uneven"]
+    write_model(tmp_path / "model", config, None, ("pooler", "span"))
+    export(tmp_path / "model", tmp_path / "out", f"--format={name}")
+    forward = formats.FORMATS[name].open(str(tmp_path / "out"))
+    np.testing.assert_allclose(
+        forward(some_ids()),
+        logits_of(tmp_path / "model", some_ids()),
+        atol=1e-5,
+    )
+    if name == "saved_model":
+        assert forward.text_names == saved_model.QUESTION
+        assert set(forward.read(["it"], ["a film"])) == {"answer", "score"}
+
+
 def test_a_task_of_one_text_is_served_with_one(tmp_path):
     tiny_runs.write_sst2(tmp_path / "data")
     write_model(tmp_path / "model", tiny_runs.tiny_config())
