@@ -63,11 +63,9 @@ def main():
             "--plot draws quality, but none of the models has been scored: "
             "runs are when they are trained, exports with --data_dir."
         )
-    settings = [
-        latency.Setting(batch_size, length, FLAGS.with_tokenization)
-        for length in lengths
-        for batch_size in batch_sizes
-    ]
+    settings = latency.make_settings(
+        batch_sizes, lengths, FLAGS.with_tokenization
+    )
     measured = latency.measure_latencies(
         FLAGS.models, settings, FLAGS.threads, FLAGS.rounds
     )

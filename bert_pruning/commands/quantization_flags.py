@@ -13,8 +13,6 @@ from bert_pruning.modeling import names
 from bert_pruning.modeling.quantization import DEFAULT_LAYERS
 from bert_pruning.modeling.quantization import GRANULARITIES
 from bert_pruning.modeling.quantization import Quantization
-from bert_pruning.modeling.quantization import is_range
-from bert_pruning.modeling.quantization import new_range
 
 FLAGS = flags.FLAGS
 
@@ -95,23 +93,16 @@ def quantize(checkpoint, heads=("pooler",)):
             "--quantize=int8.",
             checkpoint.path,
         )
-    config = dataclasses.replace(checkpoint.config, quantization=quantization)
-    table = names.weight_table(config, "huggingface")
-    weights = {
-        name: array
-        for name, array in checkpoint.weights.items()
-        if not is_range(name)
-    }
+    # It imports TensorFlow.
+    from bert_pruning.modeling.checkpoints import requantize
+
+    found = requantize(checkpoint, quantization)
     if quantization is not None and shared.is_changed("quantize_layers"):
+        table = names.weight_table(found.config, "huggingface")
         _check_patterns(
             quantization, [row for row in table if row.group in (None, *heads)]
         )
-    for row in table:
-        if is_range(row.name):
-            weights[row.name] = checkpoint.weights.get(
-                row.name, new_range(row.shape)
-            )
-    return dataclasses.replace(checkpoint, config=config, weights=weights)
+    return found
 
 
 def _check_patterns(quantization, table):

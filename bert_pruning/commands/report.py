@@ -72,11 +72,7 @@ def main():
                     f"{checkpoint.config.max_position_embeddings} tokens. "
                     f"Received: --lengths={longest}."
                 )
-        settings = [
-            latency.Setting(batch_size, length)
-            for length in lengths
-            for batch_size in batch_sizes
-        ]
+        settings = latency.make_settings(batch_sizes, lengths)
         latencies = [
             each.latencies
             for each in latency.measure_latencies(

@@ -47,12 +47,9 @@ def text_names(checkpoint):
 def serve(checkpoint):
     """Returns what is served of a checkpoint, a `saved_model.Served`."""
     restoring.check_observed(checkpoint)
-    model, output = restoring.restore_model(checkpoint)
-    return saved_model.Served(
-        model=model,
-        output=output,
-        tokenizer=inputs.find_tokenizer(checkpoint),
-        max_seq_length=FLAGS.max_seq_length,
-        labels=tuple((checkpoint.task or {}).get("labels") or ()),
-        text_names=text_names(checkpoint),
+    lower_case = inputs.find_tokenizer(checkpoint).do_lower_case
+    return restoring.serve(
+        dataclasses.replace(checkpoint, do_lower_case=lower_case),
+        FLAGS.max_seq_length,
+        text_names(checkpoint),
     )

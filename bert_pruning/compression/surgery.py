@@ -147,17 +147,14 @@ def expand(
             f"{config.hidden_size}: no other program can build it."
         )
     num_layers = config.num_layers
+    neurons = max(config.intermediate_sizes) or 4 * config.hidden_size
     whole = dataclasses.replace(
         config,
         num_heads=(config.hidden_size // config.head_size,) * num_layers,
-        intermediate_sizes=(max(config.intermediate_sizes),) * num_layers,
+        intermediate_sizes=(neurons,) * num_layers,
         embedding_rank=None,
         quantization=None,
     )
-    if not all(whole.intermediate_sizes):
-        whole = dataclasses.replace(
-            whole, intermediate_sizes=(4 * config.hidden_size,) * num_layers
-        )
     arrays = {n: array for n, array in weights.items() if not is_range(n)}
     if config.embedding_rank:
         left = arrays["word_embeddings/embeddings"].astype(np.float64)

@@ -7,10 +7,9 @@ import tensorflow as tf
 from bert_pruning.delivery.restoring import restore_model
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.checkpoints import Checkpoint
-from bert_pruning.modeling.names import weight_table
+from bert_pruning.modeling.checkpoints import requantize
 from bert_pruning.modeling.quantization import Quantization
 from bert_pruning.modeling.quantization import is_range
-from bert_pruning.modeling.quantization import new_range
 from bert_pruning.training.step import INPUT_NAMES
 
 
@@ -35,18 +34,12 @@ def calibrate(checkpoint: Checkpoint, quantization: Quantization, batches):
     Reference: [Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference](https://arxiv.org/abs/1712.05877).
     """
-    config = dataclasses.replace(checkpoint.config, quantization=quantization)
-    weights = dict(checkpoint.weights)
-    for row in weight_table(config, "huggingface"):
-        if is_range(row.name) and _has_layer(row.name, weights):
-            weights[row.name] = new_range(row.shape)
+    found = requantize(checkpoint, quantization)
     # Ranges are observed in training alone; without dropout nothing else is.
     observed = dataclasses.replace(
-        config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        found.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
-    model, output = restore_model(
-        dataclasses.replace(checkpoint, config=observed, weights=weights)
-    )
+    model, output = restore_model(dataclasses.replace(found, config=observed))
 
     @tf.function(reduce_retracing=True)
     def observe(inputs):
@@ -54,13 +47,9 @@ def calibrate(checkpoint: Checkpoint, quantization: Quantization, batches):
 
     for batch in batches:
         observe([tf.constant(batch[name], tf.int32) for name in INPUT_NAMES])
-    weights.update(
-        (name, variable.numpy())
+    ranges = {
+        name: variable.numpy()
         for name, variable in bert.named_variables(model).items()
         if is_range(name)
-    )
-    return dataclasses.replace(checkpoint, config=config, weights=weights)
-
-
-def _has_layer(name, weights):
-    return f"{name.rsplit('/', 1)[0]}/kernel" in weights
+    }
+    return dataclasses.replace(found, weights={**found.weights, **ranges})

@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from bert_pruning.compression import costs
 from bert_pruning.compression import surgery
-from bert_pruning.data.tokenization import BertTokenizer
 from bert_pruning.delivery import restoring
 from bert_pruning.delivery import saved_model
 from bert_pruning.delivery import tflite
@@ -26,7 +25,7 @@ from bert_pruning.modeling import checkpoints
 from bert_pruning.modeling.bert import encoder_kernels
 from bert_pruning.modeling.files import write_vocabulary
 from bert_pruning.modeling.huggingface import Storage
-from bert_pruning.modeling.quantization import is_range
+from bert_pruning.training import evaluation
 
 # How numbers are kept; "none": as they are in the model.
 QUANTIZATIONS = ("none", "float16", "dynamic_int8", "int8")
@@ -96,9 +95,7 @@ def stored_bytes(directory, files):
 
 def _in_float32(checkpoint):
     """The model underneath one that computes in 8 bits."""
-    config = dataclasses.replace(checkpoint.config, quantization=None)
-    weights = {n: a for n, a in checkpoint.weights.items() if not is_range(n)}
-    return dataclasses.replace(checkpoint, config=config, weights=weights)
+    return checkpoints.requantize(checkpoint, None)
 
 
 def _expand(checkpoint):
@@ -158,14 +155,8 @@ def _open_tflite(directory, _=None):
 
 
 def _write_saved_model(directory, checkpoint, options):
-    model, output = restoring.restore_model(checkpoint)
-    served = saved_model.Served(
-        model=model,
-        output=output,
-        tokenizer=_tokenizer(checkpoint),
-        max_seq_length=options.max_seq_length,
-        labels=tuple((checkpoint.task or {}).get("labels") or ()),
-        text_names=options.text_names,
+    served = restoring.serve(
+        checkpoint, options.max_seq_length, options.text_names
     )
     saved_model.save(os.path.join(directory, "saved_model", "1"), served)
 
@@ -196,13 +187,7 @@ def _write_official(directory, checkpoint, _):
 
 def _open_checkpoint(directory, _=None):
     checkpoint = checkpoints.load_checkpoint(directory)
-    model, output = restoring.restore_model(checkpoint)
-    ids = tf.TensorSpec((None, None), tf.int32)
-
-    @tf.function(input_signature=[[ids, ids, ids]])
-    def forward(inputs):
-        return model(inputs, training=False)[output]
-
+    forward = evaluation.trace_logits(*restoring.restore_model(checkpoint))
     return lambda inputs: forward(
         [tf.constant(array, tf.int32) for array in inputs]
     ).numpy()
@@ -213,10 +198,6 @@ def _open_official(directory, task=None):
     if columns is None:
         return forward
     return lambda inputs: forward(inputs)[:, np.argsort(columns)]
-
-
-def _tokenizer(checkpoint):
-    return BertTokenizer(checkpoint.vocabulary, checkpoint.do_lower_case)
 
 
 def check_quantization(name, checkpoint, quantization):

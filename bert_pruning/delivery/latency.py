@@ -51,6 +51,15 @@ class Setting:
         return f"batch {self.batch_size} of {self.length} tokens"
 
 
+def make_settings(batch_sizes, lengths, with_tokenization=False):
+    """Returns a `Setting` for each batch size of each length."""
+    return [
+        Setting(batch_size, length, with_tokenization)
+        for length in lengths
+        for batch_size in batch_sizes
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Latency:
     """What was measured.

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 
-from bert_pruning.compression import costs
 from bert_pruning.delivery import report
 from bert_pruning.training.run import parse_flags
 from bert_pruning.training.run import read_results
@@ -112,7 +111,7 @@ def _facts(measured, exported):
     )
     yield (
         f"multiply-accumulate operations on {report.LENGTH} tokens",
-        f"{costs.encoder_macs(measured.config, report.LENGTH):,}",
+        f"{measured.macs:,}",
     )
     yield "tokens at most", exported["max_seq_length"]
     yield "lower-cases texts", "yes" if exported["do_lower_case"] else "no"

@@ -11,7 +11,6 @@ import matplotlib.ticker
 from bert_pruning.delivery import curves
 from bert_pruning.delivery import report as reports_
 
-PICTURES = (".png", ".svg", ".pdf")
 PAGE = ".html"
 
 _COLUMNS = 3

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from bert_pruning.data.tokenization import BertTokenizer
+from bert_pruning.delivery import saved_model
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.quantization import is_range
@@ -53,3 +55,27 @@ def restore_model(checkpoint):
         output = "pooled_output"
     bert.set_weights(model, checkpoint.weights, initialized=_OPTIONAL)
     return model, output
+
+
+def serve(checkpoint, max_seq_length, text_names):
+    """Builds what is served of a checkpoint.
+
+    Args:
+        checkpoint: checkpoints.Checkpoint.
+        max_seq_length: int. Where texts are cut, in tokens.
+        text_names: tuple of str. See `saved_model.Served`.
+
+    Returns:
+        A `saved_model.Served`.
+    """
+    model, output = restore_model(checkpoint)
+    return saved_model.Served(
+        model=model,
+        output=output,
+        tokenizer=BertTokenizer(
+            checkpoint.vocabulary, checkpoint.do_lower_case
+        ),
+        max_seq_length=max_seq_length,
+        labels=tuple((checkpoint.task or {}).get("labels") or ()),
+        text_names=text_names,
+    )

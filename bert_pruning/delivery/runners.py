@@ -116,14 +116,10 @@ def _build_keras(path, _):
 
     from bert_pruning.delivery.restoring import restore_model
     from bert_pruning.modeling.checkpoints import load_checkpoint
+    from bert_pruning.training.evaluation import trace_logits
 
     checkpoint = load_checkpoint(path)
-    model, output = restore_model(checkpoint)
-    ids = tf.TensorSpec((None, None), tf.int32)
-
-    @tf.function(input_signature=[[ids, ids, ids]])
-    def forward(batch):
-        return model(batch, training=False)[output]
+    forward = trace_logits(*restore_model(checkpoint))
 
     def run(batch):
         return forward([tf.constant(array) for array in batch]).numpy()

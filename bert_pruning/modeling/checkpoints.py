@@ -23,6 +23,10 @@ from bert_pruning.modeling.config import BertConfig
 from bert_pruning.modeling.files import is_lower_case
 from bert_pruning.modeling.files import read_json
 from bert_pruning.modeling.files import replaced_files
+from bert_pruning.modeling.names import weight_table
+from bert_pruning.modeling.quantization import Quantization
+from bert_pruning.modeling.quantization import is_range
+from bert_pruning.modeling.quantization import new_range
 
 PRESET_PREFIX = "preset:"
 
@@ -116,6 +120,25 @@ def load_checkpoint(path: str):
         is_lower_case(vocabulary) and fields["do_lower_case"] is not False
     )
     return Checkpoint(**{**fields, "path": path, "notes": tuple(notes)})
+
+
+def requantize(checkpoint: Checkpoint, quantization: Quantization | None):
+    """Returns a checkpoint that computes in 8 bits as is said, or not at all.
+
+    Ranges that it has stay; those that it lacks were never observed.
+
+    Args:
+        checkpoint: Checkpoint.
+        quantization: Quantization or None.
+    """
+    config = dataclasses.replace(checkpoint.config, quantization=quantization)
+    weights = {n: a for n, a in checkpoint.weights.items() if not is_range(n)}
+    for row in weight_table(config, "huggingface"):
+        if is_range(row.name):
+            weights[row.name] = checkpoint.weights.get(
+                row.name, new_range(row.shape)
+            )
+    return dataclasses.replace(checkpoint, config=config, weights=weights)
 
 
 def resolve_do_lower_case(checkpoint: Checkpoint, flag: bool | None):

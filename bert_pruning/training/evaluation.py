@@ -64,17 +64,18 @@ def predict_all(forward, dataset, batch_size=64):
     return ordered
 
 
-def trace_logits(model):
+def trace_logits(model, output="logits"):
     """Returns a function of the inputs that is traced once for any shape.
 
     Args:
-        model: a model with `logits`, wrapped or not.
+        model: a model from `bert`, wrapped or not.
+        output: str. Which of its outputs.
     """
     ids = tf.TensorSpec((None, None), tf.int32)
 
     @tf.function(input_signature=[[ids, ids, ids]])
     def forward(inputs):
-        return model(inputs, training=False)["logits"]
+        return model(inputs, training=False)[output]
 
     return forward
 
