@@ -340,19 +340,14 @@ def test_offsets_say_where_tokens_come_from():
     assert ids.to_list() == tokenizer.tokenize([text, "", "film"]).to_list()
 
 
-def test_a_context_is_read_as_far_as_it_fits():
+def test_there_is_room_for_a_context_beside_a_long_question():
     model = bert.build_span_model(tiny_runs.tiny_config())
     tokenizer = BertTokenizer(tiny_runs.VOCABULARY, True)
     served = saved_model.Served(
         *(model, "logits", tokenizer, 16), text_names=saved_model.QUESTION
     )
-    long = "a film and the plot was " * 50
-    found = saved_model.read(served, ["it"], [long])
-    # 16 tokens less [CLS], the question and two [SEP].
-    assert found["answer"][0].decode() in " ".join(long.split()[:12])
-    # Nor is there room for all of a long question.
     found = saved_model.read(served, ["it " * 50], ["good film"])
-    assert found["answer"][0].decode() in "good film"
+    assert found["answer"][0].decode() in ("good", "film", "good film")
 
 
 @pytest.mark.parametrize("name", ["saved_model", "huggingface"])

@@ -16,7 +16,6 @@ task, before the command says that it is done; `export.json` tells how far its
 outputs are from the model's, and `README.md` what the model is.
 """
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -36,25 +35,7 @@ FORMATS = (
     "official",
 )
 
-# How far outputs may be from the model's, for outputs of about one. Rounding to
-# 8 bits carries small differences on; they may not change much.
-_TOLERANCES = {
-    "none": 1e-3,
-    "float16": 2e-2,
-    "dynamic_int8": 0.25,
-    "int8": 0.25,
-}
-
-_TEXTS = (
-    ("A plane is taking off.", "An air plane is taking off."),
-    ("The book was better than the film.", "I liked neither of the two."),
-    ("Rain", ""),
-    (
-        "He bought 3 apples, 2 pears & a melon for $4.50 at the corner shop.",
-        "At the shop on the corner he spent less than five dollars on fruit.",
-    ),
-    ("Who wrote it?", "Nobody knows who wrote it, or when it was written."),
-)
+QUANTIZATIONS = ("none", "float16", "dynamic_int8", "int8")
 
 
 def define_flags():
@@ -67,7 +48,7 @@ def define_flags():
     flags.DEFINE_enum(
         "quantization",
         None,
-        list(_TOLERANCES),
+        QUANTIZATIONS,
         "How numbers are kept; left out, as the model has them. dynamic_int8: "
         "weights in 8 bits, inputs of products rounded as they come. int8: all "
         "in 8 bits; of a model that was not trained so the ranges are found on "
@@ -120,6 +101,7 @@ def main():
 
     from bert_pruning.commands import inputs
     from bert_pruning.commands import serving
+    from bert_pruning.delivery import fidelity
     from bert_pruning.delivery import formats
     from bert_pruning.delivery import model_card
     from bert_pruning.delivery import restoring
@@ -127,18 +109,13 @@ def main():
 
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     inputs.find_gpus()
-    checkpoint, task, dataset = _load(inputs, serving)
-    tokenizer = inputs.find_tokenizer(checkpoint)
-    checkpoint = dataclasses.replace(
-        checkpoint, do_lower_case=tokenizer.do_lower_case
-    )
-    quantization = FLAGS.quantization or _own_quantization(checkpoint)
-    formats.check_quantization(FLAGS.format, checkpoint, quantization)
-    restoring.check_observed(checkpoint)
-    original = checkpoint
-    if quantization == "int8" and checkpoint.config.quantization is None:
-        checkpoint = _calibrate(inputs, checkpoint, task, tokenizer)
-    form = formats.FORMATS[FLAGS.format]
+    original, task, dataset = _load(inputs, serving)
+    quantization = FLAGS.quantization or _own_quantization(original)
+    formats.check_quantization(FLAGS.format, original, quantization)
+    restoring.check_observed(original)
+    checkpoint = original
+    if quantization == "int8" and original.config.quantization is None:
+        checkpoint = _calibrate(inputs, original, task)
     options = formats.Options(
         quantization=quantization,
         max_seq_length=FLAGS.max_seq_length,
@@ -146,31 +123,22 @@ def main():
         batch_size=FLAGS.batch_size,
         length=FLAGS.max_seq_length if FLAGS.fixed_length else None,
     )
+    form = formats.FORMATS[FLAGS.format]
     # Beside what may be there, which goes only when the new files were run.
     with tempfile.TemporaryDirectory(
         prefix=".partial-", dir=FLAGS.output_dir, ignore_cleanup_errors=True
     ) as directory:
         with run.writing():
             form.write(directory, form.prepare(checkpoint), options)
+        found = _describe(options, checkpoint)
+        found["bytes"] = formats.stored_bytes(directory, form.files)
         forward = form.open(directory, checkpoint.task)
-        model, output = restoring.restore_model(form.reference(checkpoint))
-        found = _compare(
-            *(model, output, forward, tokenizer),
-            *(options.text_names, quantization),
-        )
+        found |= fidelity.compare(form.reference(checkpoint), forward, options)
         if dataset is not None:
-            whole = form.reference(original)
-            found.update(_score(whole, forward, task, dataset))
-        found.update(
-            format=FLAGS.format,
-            quantization=quantization,
-            output=output,
-            bytes=formats.stored_bytes(directory, form.files),
-            do_lower_case=tokenizer.do_lower_case,
-            max_seq_length=FLAGS.max_seq_length,
-            labels=list((checkpoint.task or {}).get("labels") or ()),
-            primary_metric=(checkpoint.task or {}).get("primary_metric"),
-        )
+            found |= fidelity.score(
+                *(form.reference(original), forward, task, dataset),
+                FLAGS.eval_batch_size,
+            )
         run.begin()
         with run.writing():
             for name in form.files:
@@ -184,6 +152,19 @@ def main():
         print(f"{name} = {found[name]}")
     print(f"Exported: {run.path(form.files[0])}")
     return 0
+
+
+def _describe(options, checkpoint):
+    """Returns what `export.json` says of a file beside what was measured."""
+    about = checkpoint.task or {}
+    return {
+        "format": FLAGS.format,
+        "quantization": options.quantization,
+        "do_lower_case": checkpoint.do_lower_case,
+        "max_seq_length": options.max_seq_length,
+        "labels": list(about.get("labels") or ()),
+        "primary_metric": about.get("primary_metric"),
+    }
 
 
 def _load(inputs, serving):
@@ -200,6 +181,7 @@ def _load(inputs, serving):
             f"Received: {', '.join(task.name for _, task, _ in models)}."
         )
     checkpoint, task, _ = models[0]
+    checkpoint = serving.of_task(checkpoint, task)
     _, dataset = inputs.read_encoded(
         task, FLAGS.split, inputs.find_tokenizer(checkpoint)
     )
@@ -208,7 +190,7 @@ def _load(inputs, serving):
             f"The {FLAGS.split} split of {task.name} has no labels to score "
             "the model by."
         )
-    return serving.of_task(checkpoint, task), task, dataset
+    return checkpoint, task, dataset
 
 
 def _own_quantization(checkpoint):
@@ -216,7 +198,7 @@ def _own_quantization(checkpoint):
     return "int8" if is_quantized and FLAGS.format == "tflite" else "none"
 
 
-def _calibrate(inputs, checkpoint, task, tokenizer):
+def _calibrate(inputs, checkpoint, task):
     """Returns the model in 8 bits, ranges as on the training set."""
     import itertools
 
@@ -231,7 +213,9 @@ def _calibrate(inputs, checkpoint, task, tokenizer):
             "--quantization=int8 train it with --quantize=int8, or add "
             "--data_dir to find its ranges on the training set."
         )
-    _, dataset = inputs.read_encoded(task, "train", tokenizer)
+    _, dataset = inputs.read_encoded(
+        task, "train", inputs.find_tokenizer(checkpoint)
+    )
     batches = TrainBatches(dataset, batch_size=32, seed=1)
     steps = min(FLAGS.calibration_steps, batches.num_batches)
     epoch = itertools.islice(batches.epoch(0), steps)
@@ -240,70 +224,3 @@ def _calibrate(inputs, checkpoint, task, tokenizer):
         Quantization(embeddings=True),
         progress_bar(epoch, desc="ranges", unit="step", total=steps),
     )
-
-
-def _compare(model, output, forward, tokenizer, text_names, quantization):
-    """Runs both on the sentences; returns how far apart they are."""
-    import numpy as np
-
-    from bert_pruning.training.step import INPUT_NAMES
-
-    texts = [list(each) for each in zip(*_TEXTS, strict=True)]
-    texts = texts[: len(text_names)]
-    packed = tokenizer.pack(
-        *tokenizer.encode(*texts, max_seq_length=FLAGS.max_seq_length)
-    )
-    batch = [packed[name].numpy() for name in INPUT_NAMES]
-    expected = np.asarray(model(batch, training=False)[output])
-    # What stands at padding has no meaning.
-    is_token = batch[1] if expected.ndim == 3 else np.ones(len(expected))
-    difference = np.abs(expected - forward(batch))[is_token == 1].max()
-    allowed = _TOLERANCES[quantization] * max(1.0, np.abs(expected).max())
-    if FLAGS.format == "saved_model":
-        difference = max(difference, _text_difference(forward, texts, expected))
-    if not difference <= allowed:
-        raise UserError(
-            f"The file's outputs are up to {difference:.4g} from the model's, "
-            f"where {allowed:.4g} is allowed. It was not written."
-        )
-    return {"max_difference": float(difference)}
-
-
-def _text_difference(served, texts, expected):
-    """Returns how far what is said of texts is from what the ids gave."""
-    import numpy as np
-    import scipy.special
-
-    said = served.read(*texts)
-    if "answer" in said:
-        is_part = [
-            answer.decode() in context
-            for answer, context in zip(said["answer"], texts[1], strict=True)
-        ]
-        return 0.0 if all(is_part) else np.inf
-    if "probabilities" in said:
-        expected = scipy.special.softmax(expected, -1)
-    ((_, values),) = [
-        (name, values)
-        for name, values in said.items()
-        if name in ("value", "probabilities", "pooled_output")
-    ]
-    return np.abs(values.reshape(expected.shape) - expected).max()
-
-
-def _score(checkpoint, forward, task, dataset):
-    from bert_pruning.delivery import restoring
-    from bert_pruning.training import evaluation
-
-    model, _ = restoring.restore_model(checkpoint)
-    results = {}
-    for name, function in (
-        ("keras", evaluation.trace_logits(model)),
-        ("file", forward),
-    ):
-        logits = evaluation.predict_all(
-            function, dataset, FLAGS.eval_batch_size
-        )
-        found = evaluation.score(task, dataset.labels, logits)
-        results.update({f"{key}_{name}": x for key, x in found.items()})
-    return results

@@ -20,7 +20,7 @@ def load_checkpoint():
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     if FLAGS.task_name and not shared.is_special():
         return of_task(checkpoint, inputs.evaluation_task(checkpoint))
-    return checkpoint
+    return _with_case(checkpoint)
 
 
 def of_task(checkpoint, task):
@@ -31,7 +31,17 @@ def of_task(checkpoint, task):
         task: Task.
     """
     weights = inputs.classifier_weights(checkpoint, task)
-    return dataclasses.replace(checkpoint, weights=weights, task=task.to_dict())
+    return _with_case(
+        dataclasses.replace(checkpoint, weights=weights, task=task.to_dict())
+    )
+
+
+def _with_case(checkpoint):
+    """The checkpoint, lower-casing as the flags say."""
+    tokenizer = inputs.find_tokenizer(checkpoint)
+    return dataclasses.replace(
+        checkpoint, do_lower_case=tokenizer.do_lower_case
+    )
 
 
 def text_names(checkpoint):
@@ -47,9 +57,6 @@ def text_names(checkpoint):
 def serve(checkpoint):
     """Returns what is served of a checkpoint, a `saved_model.Served`."""
     restoring.check_observed(checkpoint)
-    lower_case = inputs.find_tokenizer(checkpoint).do_lower_case
     return restoring.serve(
-        dataclasses.replace(checkpoint, do_lower_case=lower_case),
-        FLAGS.max_seq_length,
-        text_names(checkpoint),
+        checkpoint, FLAGS.max_seq_length, text_names(checkpoint)
     )

@@ -13,8 +13,8 @@ The tokenizer is a part of it. Its signatures, as TensorFlow Serving calls them:
     | without a head | the same as of classes | pooled_output |
 
 A batch may have any size, but for none at all. Texts that are too long are cut
-as in training; bytes that are not UTF-8 are skipped; an empty text is one
-without tokens.
+as in training, contexts into windows that are all read; bytes that are not
+UTF-8 are skipped; an empty text is one without tokens.
 
     saved_model.save("serving/1", served)
 """
