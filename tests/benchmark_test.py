@@ -128,7 +128,7 @@ def test_a_table_says_how_much_faster_than_the_first():
     lines = text.splitlines()
     assert lines[0] == "| model | mcc | MB | 1 of 64, ms (95 %) |"
     assert lines[2] == "| a | 0.5000 | 5.0 | 10.00 (20.00) |"
-    assert lines[3] == "| b |  | 5.0 | 2.50 (5.00) x4.0 |"
+    assert lines[3] == "| b | | 5.0 | 2.50 (5.00) x4.0 |"
 
 
 def test_as_many_rounds_count_as_were_asked_for(monkeypatch):

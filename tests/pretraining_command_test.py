@@ -8,6 +8,7 @@ import tensorflow as tf
 import tiny_bert
 import tiny_runs
 from folders import contents
+from tiny_training import Crash
 
 from bert_pruning.data.pipeline import TrainBatches
 from bert_pruning.data.pretraining import Masking
@@ -16,6 +17,7 @@ from bert_pruning.modeling.checkpoints import load_checkpoint
 from bert_pruning.modeling.checkpoints import save_official
 from bert_pruning.training import distillation
 from bert_pruning.training import pretraining
+from bert_pruning.training import trainer
 from bert_pruning.training.run import read_results
 
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -242,16 +244,48 @@ def test_evaluate_says_what_training_did(place):
     assert "is chance" in err
 
 
-def test_a_student_is_pruned_and_keeps_its_zeros_on_a_task(place, tmp_path):
+def train_student(place, output_dir, *flags):
     status, _, err = train(
-        *(place, tmp_path / "sparse", f"--init_checkpoint={place}/run"),
+        *(place, output_dir, f"--init_checkpoint={place}/run"),
         *(f"--teacher_checkpoint={place}/run", "--distill=logits"),
         *("--logits_loss=kl", "--temperature=2", "--hard_label_weight=0.5"),
         *("--pruning=magnitude", "--sparsity=0.75", "--pruning_end=0.5"),
         *("--pruning_regrowth=shadow", "--pruning_update_end=0.8"),
-        "--lr_schedule=rewind",
+        *("--lr_schedule=rewind", *flags),
     )
     assert status == 0, err
+
+
+@pytest.mark.parametrize("stopped_at", [5, 9])
+def test_a_stopped_student_resumes_to_the_same_weights(
+    place, tmp_path, monkeypatch, stopped_at
+):
+    flags = ("--max_steps=12", "--eval_steps=12", "--save_steps=2")
+    train_student(place, tmp_path / "whole", *flags)
+    original, steps = trainer.Trainer._run_step, []
+
+    def crashing(self, batch):
+        steps.append(batch)
+        if len(steps) == stopped_at:
+            raise Crash
+        return original(self, batch)
+
+    monkeypatch.setattr(trainer.Trainer, "_run_step", crashing)
+    with pytest.raises(Crash):
+        train_student(place, tmp_path / "killed", *flags)
+    train_student(place, tmp_path / "killed", *flags)
+    # The last save was at an even step.
+    assert len(steps) == stopped_at + 12 - (stopped_at - 1)
+    whole, killed = (
+        load_checkpoint(str(tmp_path / name)).weights
+        for name in ("whole", "killed")
+    )
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, killed[name], name)
+
+
+def test_a_student_is_pruned_and_keeps_its_zeros_on_a_task(place, tmp_path):
+    train_student(place, tmp_path / "sparse")
     sparse = load_checkpoint(str(tmp_path / "sparse"))
     kernels = bert.encoder_kernels(sparse.config)
     for name in kernels:

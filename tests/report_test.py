@@ -12,7 +12,7 @@ import tiny_runs
 
 from bert_pruning.compression import costs
 from bert_pruning.delivery import curves
-from bert_pruning.delivery import plots
+from bert_pruning.delivery import fronts
 from bert_pruning.delivery import report
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.checkpoints import load_checkpoint
@@ -292,7 +292,7 @@ def test_the_loss_of_a_run_is_drawn(sparse_run, tmp_path):
 
 def test_the_front_is_what_nothing_beats():
     points = [(3, 0.9), (1, 0.5), (2, 0.4), (2, 0.7), (4, 0.9), (1, 0.3)]
-    assert plots.pareto_front(points) == [1, 3, 0]
+    assert fronts.pareto_front(points) == [1, 3, 0]
 
 
 def panels_size(columns, panels, models=None):

@@ -6,7 +6,9 @@ import os
 
 import matplotlib.figure
 
+from bert_pruning.delivery import fronts
 from bert_pruning.delivery import runners
+from bert_pruning.delivery import tables
 from bert_pruning.delivery.latency import Measured
 from bert_pruning.errors import UserError
 from bert_pruning.training.run import read_results
@@ -89,7 +91,7 @@ def as_markdown(rows):
             for each in settings
         ),
     ]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    lines = []
     first = rows[0].measured
     for row in rows:
         cells = [row.measured.name]
@@ -106,42 +108,43 @@ def as_markdown(rows):
                 cell += f" x{ratio:.1f}"
             cells.append(cell)
         lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return tables.as_markdown(header, lines)
 
 
 def draw(rows, path):
     """Draws quality against latency and bytes.
 
     Args:
-        rows: sequence of Row. Those without a quality are left out.
+        rows: sequence of Row. Those without the first one's quality are left
+            out.
         path: str. The picture to write; the extension says the format.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    rows = [row for row in rows if row.quality]
+    first = next(row for row in rows if row.quality)
+    metric = first.quality.metric
+    rows = [row for row in rows if row.quality and row.quality.metric == metric]
     figure = matplotlib.figure.Figure(figsize=(10, 4.2), dpi=120)
     axes = figure.subplots(1, 2, sharey=True)
-    setting = rows[0].measured.latencies[0].setting
-    for axis, title, values in (
+    for axis, title, costs in (
         (
             axes[0],
-            f"milliseconds, {setting.title}",
+            f"milliseconds, {first.measured.latencies[0].setting.title}",
             [row.measured.latencies[0].milliseconds for row in rows],
         ),
         (axes[1], "MB", [row.measured.num_bytes / 1e6 for row in rows]),
     ):
-        for number, (row, value) in enumerate(zip(rows, values, strict=True)):
-            axis.plot(
-                *(value, row.quality.value),
-                marker="o",
-                color=f"C{number % 10}",
-                label=row.measured.name,
-            )
+        qualities = [row.quality.value for row in rows]
+        fronts.draw(
+            axis,
+            list(zip(costs, qualities, strict=True)),
+            [row.measured.name for row in rows],
+            title,
+            metric,
+        )
         axis.set_xscale("log")
-        axis.set_xlabel(title)
         axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel(rows[0].quality.metric.removeprefix("eval_"))
     axes[1].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path)

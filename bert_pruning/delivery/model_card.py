@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from bert_pruning.delivery import report
+from bert_pruning.delivery import tables
 from bert_pruning.training.run import parse_flags
 from bert_pruning.training.run import read_results
 
@@ -85,12 +86,7 @@ def write_card(checkpoint, exported, text_names):
         f"Format: {exported['format']}, quantization "
         f"{exported['quantization']}, {exported['bytes']:,} bytes.",
         "",
-        "| | |",
-        "|---|---|",
-        *(
-            f"| {name} | {value} |"
-            for name, value in _facts(measured, exported)
-        ),
+        tables.as_markdown(["", ""], _facts(measured, exported), 2),
         "",
         "## Use",
         "",
@@ -113,7 +109,7 @@ def _facts(measured, exported):
         f"multiply-accumulate operations on {report.LENGTH} tokens",
         f"{measured.macs:,}",
     )
-    yield "tokens at most", exported["max_seq_length"]
+    yield "tokens at most", f"{exported['max_seq_length']}"
     yield "lower-cases texts", "yes" if exported["do_lower_case"] else "no"
     if exported["labels"]:
         yield "labels", ", ".join(exported["labels"])
@@ -152,20 +148,21 @@ def _method(path):
         return []
     text = found.read_text(encoding="utf-8")
     given = parse_flags(text)
-    lines = ["## Method", "", "| flag | |", "|---|---|"]
-    lines += [
-        f"| {name} | {given[name]} |"
+    method = [
+        (name, given[name])
         for name in _METHOD
         if given.get(name, "") not in _NOTHING
     ]
+    lines = ["## Method", "", tables.as_markdown(["flag", ""], method, 2)]
     results = os.path.join(path, "eval_results.txt")
     if os.path.exists(results):
-        lines += ["", "When it was trained:", "", "| | |", "|---|---:|"]
-        lines += [
-            f"| {name} | {value:.4f} |"
+        found = [
+            (name, f"{value:.4f}")
             for name, value in sorted(read_results(results).items())
             if name.startswith("eval_") and name != "eval_time"
         ]
+        lines += ["", "When it was trained:", ""]
+        lines.append(tables.as_markdown(["", ""], found))
     return [
         *lines,
         "",

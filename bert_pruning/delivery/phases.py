@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import matplotlib.figure
 import numpy as np
 
+from bert_pruning.delivery import tables
 from bert_pruning.errors import UserError
 
 # The kinds of tickets, as columns and curves; "full" is the whole model.
@@ -141,9 +142,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
         lines += [
             f"{task}, {ours[0].metric}; the whole model {_spread(full)}",
             "",
-            f"| out | % left | {' | '.join(_MARKERS)} |",
-            f"|---|---:|{'---:|' * len(_MARKERS)}",
         ]
+        table = []
         levels = {
             row.level: row.percent_left
             for row in sorted(ours, key=lambda row: -row.percent_left)
@@ -160,7 +160,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
                 )
                 for kind in _MARKERS
             ]
-            lines.append(f"| {level} | {left:.1f} | {' | '.join(cells)} |")
+            table.append([level, f"{left:.1f}", *cells])
+        header = ["out", "% left", *_MARKERS]
+        lines.append(tables.as_markdown(header, table))
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ import matplotlib.figure
 import matplotlib.ticker
 
 from bert_pruning.delivery import curves
+from bert_pruning.delivery import fronts
 from bert_pruning.delivery import report as reports_
 
 PAGE = ".html"
@@ -90,16 +91,6 @@ def _draw(reports):
     return figure
 
 
-def _style(number):
-    """A colour and a marker that few others have together."""
-    markers = "osD^vPX"
-    return {
-        "color": f"C{number % 10}",
-        "marker": markers[number % len(markers)],
-        "ms": 5,
-    }
-
-
 def _costs(reports):
     """Yields a title and the values of all reports."""
     yield "parameters, millions", [r.whole.size / 1e6 for r in reports]
@@ -124,7 +115,7 @@ def _draw_units(axis, reports, title, sizes_of):
     for number, report in enumerate(reports):
         row = sizes_of(report.config)
         label = _short(report.path)
-        axis.plot(range(len(row)), row, label=label, **_style(number))
+        axis.plot(range(len(row)), row, label=label, **fronts.style(number))
     axis.set_xlabel("layer")
     axis.set_ylabel(f"{title} kept")
     axis.set_ylim(bottom=0)
@@ -132,23 +123,15 @@ def _draw_units(axis, reports, title, sizes_of):
 
 
 def _draw_quality(axis, reports, metric, title, values):
-    points = [
-        (value, report.results[metric])
-        for value, report in zip(values, reports, strict=True)
-    ]
-    # More zeros are better; of all else less.
-    sign = -1 if title.startswith("zeros") else 1
-    front = pareto_front([(sign * x, y) for x, y in points])
-    axis.plot(
-        *zip(*(points[i] for i in front), strict=True),
-        color="0.6",
-        linestyle="--",
-        zorder=0,
+    qualities = [report.results[metric] for report in reports]
+    fronts.draw(
+        axis,
+        list(zip(values, qualities, strict=True)),
+        [_short(report.path) for report in reports],
+        title,
+        metric,
+        more_is_better=title.startswith("zeros"),
     )
-    for number, point in enumerate(points):
-        axis.plot(*point, **_style(number))
-    axis.set_xlabel(title)
-    axis.set_ylabel(metric.removeprefix("eval_"))
 
 
 def _draw_losses(axis, losses):
@@ -159,31 +142,11 @@ def _draw_losses(axis, losses):
     axis.set_ylabel("training loss")
 
 
-def pareto_front(points):
-    """Returns the points than which none is both cheaper and better.
-
-    Args:
-        points: list of pairs: a cost, and a quality.
-
-    Returns:
-        Their numbers, by rising cost.
-    """
-    front, best = [], float("-inf")
-    order = sorted(
-        range(len(points)), key=lambda i: (points[i][0], -points[i][1])
-    )
-    for number in order:
-        if points[number][1] > best:
-            best = points[number][1]
-            front.append(number)
-    return front
-
-
 def _page(reports, figure):
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     encoded = base64.b64encode(picture.getvalue()).decode()
-    header, _, *rows = reports_.table(reports)
+    header, rows = reports_.table(reports)
     lines = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 
 from bert_pruning.compression import costs
+from bert_pruning.delivery import tables
 from bert_pruning.delivery.latency import Latency
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.config import BertConfig
@@ -178,7 +179,7 @@ def as_text(reports):
 
 def as_markdown(reports):
     """Formats a comparison, one row per checkpoint."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in table(reports))
+    return tables.as_markdown(*table(reports))
 
 
 def table(reports):
@@ -188,8 +189,7 @@ def table(reports):
         reports: sequence of Report.
 
     Returns:
-        A list of rows of str: a header, Markdown's line below it, and one for
-        each checkpoint.
+        A header, and a list of a row for each checkpoint, all lists of str.
     """
     metrics = list(
         dict.fromkeys(
@@ -212,7 +212,7 @@ def table(reports):
         *(each.setting.title for each in reports[0].latencies),
         *metrics,
     ]
-    rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    rows = []
     for report in reports:
         pruned = report.pruned
         rows.append(
@@ -235,7 +235,7 @@ def table(reports):
                 ),
             ]
         )
-    return rows
+    return header, rows
 
 
 def _text(report):

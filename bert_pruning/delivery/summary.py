@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Mapping
 from collections.abc import Sequence
 
+from bert_pruning.delivery import tables
+
 Results = Mapping[str, float]
 
 
@@ -143,7 +145,7 @@ def _side_by_side(tasks):
     ]
     return (
         "### Fine-tuned and pruned, side by side\n\n"
-        + _table(header, rows)
+        + tables.as_markdown(header, rows, num_labels=2)
         + "\n\nMetrics are of the dev set, in percent; it also chose the "
         "learning rate and the checkpoint.\nSparsity: the share of zeros in "
         "the encoder's kernels."
@@ -177,18 +179,7 @@ def _by_learning_rate(tasks):
         "Learning rate",
         *(f"{task.name} {METRIC_NAMES[task.primary_metric]}" for task in tasks),
     ]
-    return "### All learning rates\n\n" + _table(header, rows)
-
-
-def _table(header, rows):
-    width = len(header)
-    rows = [[*row, *[""] * (width - len(row))] for row in rows]
-    lines = [header, ["---"] * width, *rows]
-    return "\n".join(_line(cells) for cells in lines)
-
-
-def _line(cells):
-    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+    return "### All learning rates\n\n" + tables.as_markdown(header, rows)
 
 
 def _mean(results, key):
