@@ -258,6 +258,55 @@ def test_a_missing_input_is_found_before_the_first_stage(
     assert not contents(tmp_path / "o")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        # Another shape than the stage makes.
+        ("--keep_heads=1", "--keep_heads=2", "small: there is no --init_check"),
+        # No folder of a stage, though it begins like one.
+        ("scores={scores}", "scores={scores}2", "cut: there is no --scores="),
+        # Of a stage that comes later.
+        (
+            "scores: score",
+            "early: score --method=random --init_checkpoint=OUT/small\n"
+            "scores: score",
+            "early: there is no --init_check",
+        ),
+    ],
+)
+def test_what_no_stage_before_makes_is_found_before_the_first(
+    place, tmp_path, before, after, message
+):
+    text = RECIPE.replace(before, after).replace("{here}", str(place))
+    text = text.replace("OUT", f"{tmp_path}/o")
+    (tmp_path / "rosita.recipe").write_text(text)
+    flags = (f"--recipe={tmp_path}/rosita.recipe", f"--output_dir={tmp_path}/o")
+    finished = run(place, *flags)
+    assert finished.returncode == 2
+    assert f"Stage {message}" in finished.stderr
+    assert not contents(tmp_path / "o")
+
+
+def test_a_cut_with_other_flags_is_not_taken_for_another(place, tmp_path):
+    text = (
+        "cut: shrink --init_checkpoint={init_checkpoint} --emb_hidden_dim=2 "
+        "--max_seq_length={length}"
+    )
+    (tmp_path / "cut.recipe").write_text(text)
+    flags = (f"--recipe={tmp_path}/cut.recipe", f"--output_dir={tmp_path}/o")
+    command = (
+        *("recipe", f"--init_checkpoint={place}/init", *flags),
+        "--set=length=16",
+    )
+    status, _, err = tiny_runs.run_command(*command)
+    assert status == 0, err
+    status, out, err = tiny_runs.run_command(*command)
+    assert status == 0 and "Done before." in out, err
+    status, _, err = tiny_runs.run_command(*command[:-1], "--set=length=8")
+    assert status == 2
+    assert "--max_seq_length: 16 before, 8 now" in err
+
+
 def test_values_may_hold_spaces_and_quotes(tmp_path):
     stages = read(tmp_path, "a: train --data_dir={data_dir}", data_dir="a 'b c")
     assert stages[0].arguments == ("--data_dir=a 'b c",)

@@ -14,6 +14,7 @@ from bert_pruning.compression.importance import Scores
 from bert_pruning.compression.structure import Structure
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.checkpoints import load_checkpoint
+from bert_pruning.training.run import parse_flags
 from bert_pruning.training.run import read_results
 
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -139,6 +140,42 @@ def test_a_shrunk_model_is_a_run_that_is_evaluated_and_shrunk_again(place):
     assert shrunk_at(out).name == "a2_l1_f8_e3"
     status, out, err = tiny_runs.run_command("report", *flags[:1])
     assert status == 0, err
+
+
+@pytest.mark.parametrize("method", ["magnitude", "random"])
+def test_scores_of_weights_alone_have_no_teacher(place, tmp_path, method):
+    status, _, err = score(
+        *(place, f"--method={method}", f"--output_dir={tmp_path}/scores"),
+        *(f"--teacher_checkpoint={place}/other", "--distill=logits"),
+    )
+    assert status == 2
+    assert f"is not for --method={method}" in err
+    assert not contents(tmp_path)
+
+
+def test_a_smaller_run_cuts_texts_as_the_one_it_came_from(place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "run")
+    given = {"max_seq_length": "12", "doc_stride": "7", "task_name": "SQuAD"}
+    text = "".join(f"--{name}={value}\n" for name, value in given.items())
+    (tmp_path / "run" / "flags.cfg").write_text(text)
+    flags = (f"--init_checkpoint={tmp_path}/run", f"--output_dir={tmp_path}")
+    status, out, err = shrink(place, *flags, "--num_layers=1")
+    assert status == 0, err
+    assert "encoder operations at 12 tokens" in out
+    small = shrunk_at(out)
+    assert small.name == "a4_l1_f32_e-1"
+    found = parse_flags((small / "flags.cfg").read_text())
+    assert given.items() <= found.items()
+    # Given, it counts, and is handed on.
+    status, out, err = shrink(
+        *(place, *flags, "--num_layers=1", "--max_seq_length=9", "--overwrite")
+    )
+    assert status == 0, err
+    found = parse_flags((shrunk_at(out) / "flags.cfg").read_text())
+    assert found["max_seq_length"] == "9"
+    status, out, err = shrink(place, *flags)
+    assert status == 2
+    assert "What shall be cut?" in err
 
 
 def test_a_budget_is_shared_by_all_layers(place):
@@ -349,6 +386,14 @@ def test_depth_is_cut_while_it_trains(place, tmp_path):
             "equal numbers of heads",
         ),
         (["--patience=-1"], "--patience"),
+        (
+            [
+                *("--pruning=width", "--keep_heads=3", "--pruning_end=0.5"),
+                *("--emb_hidden_dim=3", "--quantize=int8"),
+                "--quantize_layers=*",
+            ],
+            "Leave it out of --quantize_layers",
+        ),
     ],
 )
 def test_cuts_that_cannot_be_made_are_refused_before_any_work(

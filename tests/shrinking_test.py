@@ -72,11 +72,12 @@ def make_trainer(directory, shrinking, plan=None, evaluate=None):
         weights = bert.get_weights(model.student)
         np.savez(pathlib.Path(best, "weights.npz"), **weights)
 
-    values = {"eval_steps": 2, "save_steps": 1, "log_steps": 3}
+    values = {"num_steps": STEPS, "steps_per_epoch": 5, "eval_steps": 2}
+    values.update(save_steps=1, log_steps=3)
     return Trainer(
         build(CONFIG, tiny_bert.random_weights(CONFIG, 0, 2)),
         TrainBatches(make_dataset(CONFIG), batch_size=4, seed=3),
-        Plan(STEPS, steps_per_epoch=5, **{**values, **(plan or {})}),
+        Plan(**{**values, **(plan or {})}),
         run,
         Summaries(run.path("events")),
         evaluate or weight_metrics,
@@ -240,6 +241,19 @@ def test_slots_are_cut_with_their_weights():
 
 
 # === Patience ===
+
+
+def test_patience_is_lost_at_evaluations_alone(tmp_path):
+    left = iter([0.1, 0.2, 0.3, 0.2])
+    trainer = make_trainer(
+        tmp_path / "run",
+        None,
+        {"num_steps": 16, "eval_steps": 4, "patience_steps": 2},
+        lambda _: {"eval_accuracy": next(left), "eval_loss": 1.0},
+    )
+    # As long as each is better, it goes on.
+    assert trainer.train()["global_step"] == 12
+    assert int(trainer.model.steps_done) == 16
 
 
 def test_training_ends_when_it_gets_no_better(tmp_path):

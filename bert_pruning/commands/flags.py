@@ -100,22 +100,30 @@ def follow_run(path):
 
     Args:
         path: str. The checkpoint; nothing happens if it is no run.
+
+    Returns:
+        str. Lines of a flagfile: what this command has no flags for.
     """
     try:
         with open(os.path.join(path, "flags.cfg"), encoding="utf-8") as file:
             given = run.parse_flags(file.read())
     except OSError:
-        return
+        return ""
     names = ["max_seq_length", "doc_stride", "max_query_length"]
     if given.get("task_name", "").lower() in _UNNAMED_TASKS:
         names.append("task_name")
-    for name in names:
-        if name not in FLAGS or FLAGS[name].present or not given.get(name):
+    others = ""
+    for name in filter(given.get, names):
+        if name not in FLAGS:
+            others += f"--{name}={given[name]}\n"
+            continue
+        if FLAGS[name].present:
             continue
         before = FLAGS[name].value
         FLAGS[name].value = FLAGS[name].parser.parse(given[name])
         if FLAGS[name].value != before:
             LOG.info("--%s=%s, as %s was trained", name, given[name], path)
+    return others
 
 
 def check_task_name():
@@ -229,8 +237,9 @@ def check_separate(output_dir, *names):
             folder = os.path.abspath(path)
             if os.path.isfile(folder):
                 folder = os.path.dirname(folder)
-            if folder == output_dir or folder.startswith(
-                os.path.join(output_dir, "checkpoint")
+            checkpoints = os.path.join(output_dir, "checkpoint")
+            if folder == output_dir or f"{folder}/".startswith(
+                f"{checkpoints}/"
             ):
                 raise UserError(
                     f"--{name}={path} would be written over. Choose another "

@@ -62,6 +62,12 @@ _LINE = re.compile(r"([\w{}-]+)\s*:\s*(.*)")
 _DEFAULT = re.compile(r"([\w.-]+)\s*=\s*(.*)")
 _PLACEHOLDER = re.compile(r"\{([\w.-]+)\}")
 
+# What `shrink` calls its run; the names are those of its flags.
+_SHAPE = re.compile(
+    r"(?:.+_)?a(?P<keep_heads>[\d-]+)_l(?P<num_layers>\d+)"
+    r"_f(?P<ffn_hidden_dim>[\d-]+)_e(?P<emb_hidden_dim>-?\d+)"
+)
+
 
 def define_flags():
     """Defines the flags of `recipe`."""
@@ -264,25 +270,25 @@ def _find_waiting(stages):
             other flags, or was made from what is to be made anew.
     """
     context = multiprocessing.get_context("spawn")
-    waiting = []
+    waiting, checked = [], []
     for stage in stages:
         # A process of its own for each: commands define the same flags.
         with context.Pool(1) as pool:
             error, parsed = pool.apply(_parse, (stage,))
         if not error:
-            error = _find_missing(parsed.settings, stages)
+            error = _find_missing(parsed.settings, checked)
         if error:
             raise UserError(f"Stage {stage.title}: {error}")
-        if not _is_done(stage, parsed):
-            waiting.append(stage)
-            continue
+        checked.append((stage, parsed))
         anew = [other for other in waiting if _refers_to(stage, other)]
-        if anew:
+        if anew and _finished(stage):
             raise UserError(
                 f"Stage {stage.title} was made from what stage "
                 f"{anew[0].title} made before, which is to be made anew. "
                 f"Delete {stage.directory}, too."
             )
+        if not _is_done(stage, parsed):
+            waiting.append(stage)
     return waiting
 
 
@@ -296,32 +302,54 @@ def _refers_to(stage, other):
     return False
 
 
-def _find_missing(found, stages):
-    """Says which input is neither there nor made by a stage."""
-    made = [settings.whole_path(str(stage.directory)) for stage in stages]
+def _find_missing(found, before):
+    """Says which input is neither there nor made by a stage before."""
     for name in sorted(settings.PATH_FLAGS & found.keys()):
         for path in shared.paths_of(name, found[name]):
-            if not os.path.exists(path) and not path.startswith(tuple(made)):
+            if not os.path.exists(path) and not any(
+                _makes(stage, parsed.settings, path) for stage, parsed in before
+            ):
                 return f"there is no --{name}={path}."
     return ""
 
 
+def _makes(stage, found, path):
+    """Whether a stage with such settings may make a path."""
+    folder = settings.whole_path(str(stage.directory))
+    if stage.name != "shrink":
+        return f"{path}/".startswith(f"{folder}/")
+    # It names its run by the shape.
+    if not path.startswith(f"{folder}/"):
+        return False
+    shape = _SHAPE.fullmatch(path.removeprefix(f"{folder}/").split("/")[0])
+    return shape is not None and all(
+        found[name] in ("", value) for name, value in shape.groupdict().items()
+    )
+
+
+def _finished(stage):
+    """Returns the finished runs of a stage; `shrink` may have made several."""
+    folders = [stage.directory]
+    if stage.name == "shrink":
+        folders = sorted(stage.directory.glob("*"))
+    return [
+        folder
+        for folder in folders
+        if (folder / "DONE").exists() and (folder / "flags.cfg").exists()
+    ]
+
+
 def _is_done(stage, parsed):
     """Whether a stage is finished, with the flags that it has now."""
-    found = [stage.directory]
-    if stage.name == "shrink":
-        # It names its run by the shape.
-        found = sorted(stage.directory.glob("a*_l*_f*_e*"))
     differing = []
-    for directory in found:
-        begun = directory / "flags.cfg"
-        if not (directory / "DONE").exists() or not begun.exists():
-            continue
-        before = settings.read(begun.read_text(), parsed.defaults)
+    for folder in _finished(stage):
+        before = settings.read(
+            (folder / "flags.cfg").read_text(), parsed.defaults
+        )
         differing = settings.differences(before, parsed.settings)
         if not differing:
             return True
-    if differing and stage.name != "shrink":
+    if differing:
         raise UserError(
             f"Stage {stage.title} is finished in {stage.directory}, but with "
             f"other flags ({'; '.join(differing)}). Delete it to run it anew, "

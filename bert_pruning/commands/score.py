@@ -17,6 +17,7 @@ FLAGS = flags.FLAGS
 
 # They need no data.
 _FROM_WEIGHTS = ("magnitude", "random")
+_OF_DATA = ("teacher_checkpoint", "distill", "train_fraction")
 
 
 def define_flags():
@@ -96,6 +97,8 @@ def check_flags():
         FLAGS.output_dir, "init_checkpoint", "teacher_checkpoint"
     )
     distillation_flags.check()
+    if FLAGS.method in _FROM_WEIGHTS:
+        shared.refuse_flags(_OF_DATA, f"--method={FLAGS.method}")
     if shared.is_changed("sum_over") and FLAGS.method != "sensitivity":
         raise UserError("--sum_over needs --method=sensitivity.")
 
@@ -133,8 +136,12 @@ def _score_on_data(checkpoint, about, run):
         "task": task.title,
         "examples": str(len(dataset)),
         "batch_size": str(FLAGS.train_batch_size),
+        "max_seq_length": str(FLAGS.max_seq_length),
+        "data_dir": FLAGS.data_dir,
         "distill": ",".join(FLAGS.distill),
     }
+    if teacher is not None:
+        about["teacher"] = FLAGS.teacher_checkpoint
     options = {}
     if FLAGS.method == "sensitivity":
         options["sum_over"] = about["sum_over"] = FLAGS.sum_over

@@ -47,7 +47,11 @@ def define_flags():
         "keep_structure", None, "A structure.json, instead of a shape."
     )
     flags.DEFINE_integer(
-        "max_seq_length", 128, "Tokens for which --mac_ratio counts.", 1
+        "max_seq_length",
+        128,
+        "Tokens for which --mac_ratio counts, and that what reads the smaller "
+        "model cuts texts to; left out, as the run was trained.",
+        1,
     )
 
 
@@ -60,11 +64,13 @@ def main():
     from bert_pruning.modeling import checkpoints
     from bert_pruning.training.run import Run
 
+    # What reads the smaller run cuts texts as this one does.
+    others = shared.follow_run(FLAGS.init_checkpoint)
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
     whole = checkpoint.config
     if checkpoint.tasks:
         checkpoint = _part_of_task(checkpoint)
-    elif FLAGS.task_name:
+    elif FLAGS.task_name and not shared.is_special():
         raise UserError(
             f"{checkpoint.path} is no run of several tasks; leave out "
             f"--task_name={FLAGS.task_name}."
@@ -78,12 +84,12 @@ def main():
             config, weights, FLAGS.emb_hidden_dim
         )
     folder = config.short_name
-    if FLAGS.task_name:
+    if FLAGS.task_name and not shared.is_special():
         # Two tasks may use equally much.
         folder = f"{checkpoint.task['name']}_{folder}"
     directory = os.path.join(FLAGS.output_dir, folder)
     shared.check_separate(directory, "init_checkpoint", "scores")
-    run = Run(directory, shared.flags_as_text(), FLAGS.overwrite)
+    run = Run(directory, shared.flags_as_text() + others, FLAGS.overwrite)
     run.begin()
     with run.writing():
         checkpoints.save_huggingface(
@@ -113,6 +119,8 @@ def main():
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("init_checkpoint", "output_dir")
+    is_cut_out = bool(FLAGS.task_name)
+    shared.follow_run(FLAGS.init_checkpoint)
     shared.check_finite()
     shape = [
         name
@@ -130,7 +138,7 @@ def check_flags():
     if FLAGS.keep_structure and (FLAGS.num_layers or FLAGS.scores):
         extra = "num_layers" if FLAGS.num_layers else "scores"
         raise UserError(f"--keep_structure says what is kept, not --{extra}.")
-    cuts = (FLAGS.num_layers, FLAGS.emb_hidden_dim, FLAGS.task_name)
+    cuts = (FLAGS.num_layers, FLAGS.emb_hidden_dim, is_cut_out)
     if not (shape or any(cuts)):
         raise UserError(
             "What shall be cut? Give --keep_heads, --num_layers, "

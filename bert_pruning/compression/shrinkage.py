@@ -91,6 +91,7 @@ def width_shrinkage(
     whole = config.num_heads[0], config.intermediate_sizes[0]
     num_neurons = num_neurons or whole[1]
     whole_rank = config.embedding_rank or config.hidden_size
+    whole_rank = min(whole_rank, config.vocab_size)
     final_rank = rank or whole_rank
     if not 0 < num_heads < whole[0]:
         raise UserError(
@@ -106,6 +107,11 @@ def width_shrinkage(
                 f"{flag} must lie in 1 to {most}, what the model has. "
                 f"Received: {wanted}."
             )
+    if rank is not None and config.is_quantized("embedding_projection"):
+        raise UserError(
+            "--emb_hidden_dim makes embedding_projection anew at each cut, "
+            "without ranges for 8 bits. Leave it out of --quantize_layers."
+        )
     cuts = whole[0] - num_heads
     shapes = [config]
     for cut in range(1, cuts + 1):

@@ -188,8 +188,10 @@ class Trainer:
         return self.shrinking is not None and self.shrinking.is_due(step)
 
     def _has_stalled(self, step):
-        """Whether the best evaluation is too long ago to hope on."""
+        """Whether an evaluation was too long after the best one to hope on."""
         if self.plan.patience_steps is None or self.best is None:
+            return False
+        if step % self.plan.eval_steps:
             return False
         return step - self.best["step"] >= self.plan.patience_steps
 
