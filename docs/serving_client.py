@@ -8,6 +8,7 @@ that is given several times makes a batch.
 """
 
 import argparse
+import http.client
 import json
 import sys
 import urllib.error
@@ -37,6 +38,8 @@ def predict(url, rows, timeout=30.0):
 
     Reference: [REST API](https://www.tensorflow.org/tfx/serving/api_rest).
     """
+    if not url.startswith(("http://", "https://")):
+        raise RuntimeError(f"--url must begin with http://. Received: {url}")
     request = urllib.request.Request(
         f"{url.rstrip('/')}:predict",
         json.dumps({"instances": rows}).encode(),
@@ -44,15 +47,23 @@ def predict(url, rows, timeout=30.0):
     )
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            return json.load(response)["predictions"]
+            reply = json.load(response)
     except urllib.error.HTTPError as error:
         raise RuntimeError(
             f"The server refused: {error.read().decode(errors='replace')}"
         ) from error
-    except urllib.error.URLError as error:
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
         raise RuntimeError(
-            f"There is no server at {url}: {error.reason}. Was it started?"
+            f"No answer from {url}: {reason}. Was the server started?"
         ) from error
+    except ValueError as error:
+        raise RuntimeError(
+            f"What answers at {url} is not TensorFlow Serving: {error}"
+        ) from error
+    if "predictions" not in reply:
+        raise RuntimeError(f"The server refused: {json.dumps(reply)}")
+    return reply["predictions"]
 
 
 def main(arguments):

@@ -1,7 +1,9 @@
 """Models are measured side by side, whatever runs them."""
 
+import dataclasses
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -39,6 +41,13 @@ def place(tmp_path_factory):
             "--max_seq_length=16",
         )
         assert status == 0, err
+    uneven = dataclasses.replace(config, embedding_rank=3)
+    weights = tiny_bert.random_weights(uneven, 0, 2)
+    save_huggingface(
+        *(str(folder / "uneven"), uneven, weights, tiny_runs.VOCABULARY, True)
+    )
+    (folder / "broken").mkdir()
+    (folder / "broken" / "export.json").write_text('{"format"')
     # As if it had been scored.
     path = folder / "tflite" / "export.json"
     found = json.loads(path.read_text())
@@ -73,7 +82,8 @@ def test_runs_and_exports_are_measured_side_by_side(place, tmp_path):
     content = place / "tflite" / "model.tflite"
     assert sizes[:2] == [weights.stat().st_size, content.stat().st_size]
     qualities = [row["quality"] for row in rows]
-    assert qualities[0] == {"metric": "eval_accuracy", "value": 0.75}
+    scored = {"metric": "eval_accuracy", "value": 0.75, "task": "SST-2"}
+    assert qualities[0] == scored
     assert qualities[1]["value"] == 0.5 and qualities[2] is None
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
@@ -126,9 +136,32 @@ def test_a_table_says_how_much_faster_than_the_first():
 
     text = benchmark.as_markdown([row("a", 10, 0.5), row("b", 2.5, None)])
     lines = text.splitlines()
-    assert lines[0] == "| model | mcc | MB | 1 of 64, ms (95 %) |"
-    assert lines[2] == "| a | 0.5000 | 5.0 | 10.00 (20.00) |"
-    assert lines[3] == "| b | | 5.0 | 2.50 (5.00) x4.0 |"
+    assert lines[0] == "| model | mcc | MB | 1 of 64, ms (95 %), a second |"
+    assert lines[2] == "| a | 0.5000 | 5.0 | 10.00 (20.00), 100 |"
+    assert lines[3] == "| b | | 5.0 | 2.50 (5.00), 400 x4.0 |"
+
+
+def test_what_is_scored_on_another_task_is_not_drawn(tmp_path):
+    setting = latency.Setting(1, 64)
+
+    def row(name, task):
+        found = latency.Latency(setting, 10.0, 20.0)
+        measured = latency.Measured(name, 5_000_000, (found,))
+        quality = task and benchmark.Quality("eval_accuracy", 0.5, task)
+        return benchmark.Row(measured, quality)
+
+    rows = [row("a", None), row("b", "SST-2"), row("c", "RTE")]
+    rows.append(row("d", "SST-2"))
+    assert benchmark.draw(rows, str(tmp_path / "x.png")) == ["a", "c"]
+
+
+def test_the_weights_that_are_loaded_are_counted(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    (tmp_path / "run" / "pytorch_model.bin").write_bytes(bytes(1000))
+    (tmp_path / "run" / "training_args.bin").write_bytes(bytes(1000))
+    weights = tmp_path / "run" / "model.safetensors"
+    runner = runners.Runner(str(tmp_path / "run"), 1)
+    assert runner.num_bytes == weights.stat().st_size
 
 
 def test_as_many_rounds_count_as_were_asked_for(monkeypatch):
@@ -174,10 +207,20 @@ def test_texts_have_as_many_words_as_tokens_are_asked_for():
         (["--models=PLACE/run", "--plot=x.doc"], "--plot must end in"),
         (["--models=PLACE/saved_model", "--plot=x.png"], "scored"),
         (["--models=pytorch:PLACE/tflite"], "checkpoints"),
+        (["--models=PLACE/run", "--lengths=999"], "takes up to 16 tokens"),
         (
-            ["--models=PLACE/run", "--lengths=999", "--rounds=4"],
-            "cannot be measured",
+            [
+                *("--models=PLACE/saved_model", "--lengths=17"),
+                "--with_tokenization",
+            ],
+            "takes up to 16 tokens",
         ),
+        (
+            ["--models=PLACE/run", "--lengths=2", "--with_tokenization"],
+            "at least 3",
+        ),
+        (["--models=pytorch:PLACE/uneven"], "--format=huggingface first"),
+        (["--models=PLACE/broken"], "is not JSON"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(place, flags, message):

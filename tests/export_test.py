@@ -146,7 +146,11 @@ def test_the_official_code_gets_its_order_of_labels(tmp_path):
         logits_of(tmp_path / name, batch) for name in ("model", "out")
     )
     np.testing.assert_allclose(theirs, ours[:, ::-1], atol=1e-6)
-    assert read_export(tmp_path / "out")["max_difference"] < 1e-6
+    found = read_export(tmp_path / "out")
+    assert found["max_difference"] < 1e-6
+    assert found["labels"] == ["entailment", "not_entailment"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| labels | entailment, not_entailment |" in card
 
 
 @pytest.mark.parametrize("name", ["huggingface", "tflite"])
@@ -203,6 +207,7 @@ def test_ranges_are_found_on_the_training_set(tmp_path):
     export(tmp_path / "model", tmp_path / "out", *flags, data)
     found = read_export(tmp_path / "out")
     assert found["max_difference"] < 1e-4
+    assert found["max_difference"] < found["rounding_difference"] < 0.1
     # The model that is compared with is the one that was given.
     assert found["eval_loss_keras"] != found["eval_loss_file"]
     assert found["eval_loss_keras"] == pytest.approx(
@@ -338,6 +343,12 @@ def test_offsets_say_where_tokens_come_from():
     assert set(pieces[5:-1]) == {"b\u00c4d(films)"} and pieces[-1] == "it"
     ids = tokenizer.tokenize_with_offsets([text, "", "film"])[0]
     assert ids.to_list() == tokenizer.tokenize([text, "", "film"]).to_list()
+    # A NUL is dropped, and what is behind it read.
+    texts = ["a\0 film", "g\0ood\0", "b\u00e4d\0 it", "\0"]
+    ids, begins, ends = tokenizer.tokenize_with_offsets(texts)
+    assert ids.to_list() == tokenizer.tokenize(texts).to_list()
+    # A word with a NUL is not all ASCII.
+    assert (begins.to_list()[0], ends.to_list()[0]) == ([0, 3], [2, 7])
 
 
 def test_there_is_room_for_a_context_beside_a_long_question():
@@ -424,6 +435,7 @@ def test_a_card_tells_how_a_model_was_made(tmp_path):
         (["--format=saved_model", "--batch_size=2"], "tflite"),
         (["--format=huggingface", "--fixed_length"], "tflite"),
         (["--max_seq_length=9999"], "9999"),
+        (["--calibration_steps=9"], "--quantization=int8"),
     ],
 )
 def test_what_a_format_has_not_is_refused(flags, message, tmp_path):
@@ -437,7 +449,47 @@ def test_a_dense_model_has_no_sparse_file(tmp_path):
     tiny_runs.write_checkpoint(tmp_path / "model")
     flags = ("--format=compressed_tensors",)
     error = export(tmp_path / "model", tmp_path / "out", *flags, status=2)
-    assert "dense" in error and "huggingface" in error
+    assert "so many zeros" in error and "huggingface" in error
+
+
+def test_an_encoder_whose_outputs_are_chance_is_not_exported(tmp_path):
+    write_model(tmp_path / "model", tiny_runs.tiny_config(), None, ())
+    error = export(tmp_path / "model", tmp_path / "out", status=2)
+    assert "has no pooler" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("README.md", ()), ("model.tflite", ("--overwrite",))],
+)
+def test_files_that_no_export_wrote_stay(name, flags, tmp_path):
+    write_model(tmp_path / "model", tiny_runs.tiny_config())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    error = export(tmp_path / "model", tmp_path / "out", *flags, status=2)
+    assert f"holds {name} of no run" in error
+    assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+def test_a_tf1_checkpoint_is_not_written_over_itself(tmp_path):
+    config = tiny_runs.tiny_config(hidden_act="gelu_new")
+    write_model(tmp_path / "model", config)
+    export(tmp_path / "model", tmp_path / "bert", "--format=official")
+    error = export(
+        *(tmp_path / "bert" / "bert_model.ckpt", tmp_path / "bert"),
+        *("--format=official", "--overwrite"),
+        status=2,
+    )
+    assert "would be written over" in error
+
+
+def test_what_a_killed_export_left_is_cleared(tmp_path):
+    write_model(tmp_path / "model", tiny_runs.tiny_config())
+    (tmp_path / "out" / ".partial-x").mkdir(parents=True)
+    export(tmp_path / "model", tmp_path / "out", "--batch_size=2")
+    assert not (tmp_path / "out" / ".partial-x").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| shape of its inputs | [2, any number] |" in card
 
 
 def test_an_unfinished_run_is_not_exported(tmp_path):
@@ -497,6 +549,33 @@ def test_a_question_and_its_context_are_answered(tmp_path):
     out = predict(tmp_path / "model", "--text=it", "--text_b=a film, Good")
     answer = out.splitlines()[0].removeprefix("answer = ")
     assert answer and answer in "a film, Good"
+
+
+def test_bytes_that_are_no_utf8_are_skipped(tmp_path):
+    write_model(tmp_path / "model", tiny_runs.tiny_config())
+    # As Python hands on what was typed.
+    typed = os.fsdecode(b"--text=a g\xffood film")
+    found = predict(tmp_path / "model", typed)
+    assert found == predict(tmp_path / "model", "--text=a good film")
+    config = tiny_runs.tiny_config()
+    write_model(tmp_path / "answers", config, None, ("pooler", "span"))
+    typed = os.fsdecode(b"--text_b=\xff")
+    assert "answer = " in predict(tmp_path / "answers", "--text=it", typed)
+
+
+def test_a_diagnostic_is_served_by_its_task_s_model(tmp_path):
+    labels = ["contradiction", "entailment", "neutral"]
+    write_model(
+        *(tmp_path / "model", tiny_runs.tiny_config(), 3), labels=labels
+    )
+    flags = ("--task_name=AX", "--text=it was", "--text_b=a film")
+    assert "probability of neutral = " in predict(tmp_path / "model", *flags)
+    export(
+        *(tmp_path / "model", tmp_path / "out", "--format=saved_model"),
+        flags[0],
+    )
+    served = formats.FORMATS["saved_model"].open(str(tmp_path / "out"))
+    assert served.text_names == saved_model.TWO_TEXTS
 
 
 def test_a_text_alone_needs_what_the_model_reads(tmp_path):

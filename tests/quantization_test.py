@@ -444,7 +444,7 @@ def test_it_trains_with(place, flags, tmp_path):
         flags = [*flags, "--keep_heads=1", "--pruning_end=0.5"]
     train(place, tmp_path.name, "--quantize=int8", *flags, init="dense")
     after = load_checkpoint(f"{place}/{tmp_path.name}")
-    restoring.check_observed(after)
+    restoring.check_trained(after)
 
 
 def test_a_teacher_in_8_bits_may_teach_in_half_precision(place):
@@ -483,7 +483,7 @@ def both(place):
 
 
 def test_tasks_are_learnt_together_in_8_bits(both):
-    restoring.check_observed(load_checkpoint(str(both)))
+    restoring.check_trained(load_checkpoint(str(both)))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import http.server
 import importlib.util
 import json
 import pathlib
+import socket
 import threading
 
 import pytest
@@ -56,7 +57,35 @@ def test_the_server_is_quoted(server, capsys):
 
 def test_a_server_that_is_not_there_is_said(capsys):
     assert client.main(["--url=http://localhost:1/v1/x", "--text=x"]) == 1
-    assert "There is no server" in capsys.readouterr().err
+    assert "No answer from" in capsys.readouterr().err
+    assert client.main(["--url=localhost:1/v1/x", "--text=x"]) == 1
+    assert "must begin with http://" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (b"", "No answer from"),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "is not TensorFlow Serving"),
+        (b'HTTP/1.0 200 OK\r\n\r\n{"error": "no"}', "The server refused"),
+    ],
+)
+def test_what_is_no_prediction_is_an_error(reply, message, capsys):
+    with socket.create_server(("localhost", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        port = listener.getsockname()[1]
+        url = f"--url=http://localhost:{port}/v1/models/x"
+        assert client.main([url, "--text=x"]) == 1
+        thread.join()
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

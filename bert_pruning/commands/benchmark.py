@@ -55,8 +55,14 @@ def main():
     from bert_pruning.delivery import latency
     from bert_pruning.delivery import runners
 
+    if FLAGS.with_tokenization and min(lengths) < 3:
+        raise UserError(
+            "--with_tokenization needs --lengths of at least 3: a word, [CLS] "
+            f"and [SEP]. Received: {min(lengths)}."
+        )
     for name in FLAGS.models:
         runners.check_runnable(name)
+        runners.check_length(name, max(lengths), FLAGS.with_tokenization)
     qualities = [benchmark.read_quality(name) for name in FLAGS.models]
     if FLAGS.plot and not any(qualities):
         raise UserError(
@@ -78,7 +84,13 @@ def main():
         print(benchmark.as_markdown(rows))
     if FLAGS.plot:
         try:
-            benchmark.draw(rows, FLAGS.plot)
+            others = benchmark.draw(rows, FLAGS.plot)
         except OSError as error:
             raise cannot_write(FLAGS.plot, error, "--plot") from error
+        if others:
+            shared.LOG.warning(
+                "Not in %s, for they are not scored on one task with the "
+                "first: %s",
+                *(FLAGS.plot, ", ".join(others)),
+            )
     return 0

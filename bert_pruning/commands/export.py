@@ -16,8 +16,10 @@ task, before the command says that it is done; `export.json` tells how far its
 outputs are from the model's, and `README.md` what the model is.
 """
 
+import glob
 import json
 import os
+import shutil
 import tempfile
 
 from absl import flags
@@ -34,6 +36,11 @@ FORMATS = (
     "compressed_tensors",
     "official",
 )
+
+_PARTIAL = ".partial-"
+
+# Share of the metric that a file may lose without a word.
+_LOSS = 0.02
 
 QUANTIZATIONS = ("none", "float16", "dynamic_int8", "int8")
 
@@ -89,6 +96,8 @@ def check_flags():
         )
     if not FLAGS.data_dir and shared.is_changed("split"):
         raise UserError("--split needs --data_dir.")
+    if shared.is_changed("calibration_steps") and FLAGS.quantization != "int8":
+        raise UserError("--calibration_steps needs --quantization=int8.")
     if FLAGS.format != "tflite":
         for name in ("batch_size", "fixed_length"):
             if shared.is_changed(name):
@@ -107,12 +116,16 @@ def main():
     from bert_pruning.delivery import restoring
     from bert_pruning.training.run import Run
 
-    run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
+    form = formats.FORMATS[FLAGS.format]
+    run = Run(
+        *(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite),
+        files=(*form.files, "config.json", "README.md", "export.json"),
+    )
     inputs.find_gpus()
     original, task, dataset = _load(inputs, serving)
     quantization = FLAGS.quantization or _own_quantization(original)
     formats.check_quantization(FLAGS.format, original, quantization)
-    restoring.check_observed(original)
+    restoring.check_trained(original)
     checkpoint = original
     if quantization == "int8" and original.config.quantization is None:
         checkpoint = _calibrate(inputs, original, task)
@@ -123,10 +136,11 @@ def main():
         batch_size=FLAGS.batch_size,
         length=FLAGS.max_seq_length if FLAGS.fixed_length else None,
     )
-    form = formats.FORMATS[FLAGS.format]
+    for path in glob.glob(f"{glob.escape(FLAGS.output_dir)}/{_PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)  # Of one that was killed.
     # Beside what may be there, which goes only when the new files were run.
     with tempfile.TemporaryDirectory(
-        prefix=".partial-", dir=FLAGS.output_dir, ignore_cleanup_errors=True
+        prefix=_PARTIAL, dir=FLAGS.output_dir, ignore_cleanup_errors=True
     ) as directory:
         with run.writing():
             form.write(directory, form.prepare(checkpoint), options)
@@ -134,11 +148,16 @@ def main():
         found["bytes"] = formats.stored_bytes(directory, form.files)
         forward = form.open(directory, checkpoint.task)
         found |= fidelity.compare(form.reference(checkpoint), forward, options)
+        if checkpoint is not original:
+            found["rounding_difference"] = fidelity.largest_difference(
+                form.reference(original), forward, options
+            )
         if dataset is not None:
             found |= fidelity.score(
                 *(form.reference(original), forward, task, dataset),
                 FLAGS.eval_batch_size,
             )
+            _warn_of_loss(found)
         run.begin()
         with run.writing():
             for name in form.files:
@@ -157,14 +176,31 @@ def main():
 def _describe(options, checkpoint):
     """Returns what `export.json` says of a file beside what was measured."""
     about = checkpoint.task or {}
+    labels = about.get("labels")
+    if FLAGS.format == "official":
+        labels = about.get("tf1_labels") or labels
     return {
         "format": FLAGS.format,
+        "task": about.get("name"),
+        "batch_size": options.batch_size,
+        "length": options.length,
         "quantization": options.quantization,
         "do_lower_case": checkpoint.do_lower_case,
         "max_seq_length": options.max_seq_length,
-        "labels": list(about.get("labels") or ()),
+        "labels": list(labels or ()),
         "primary_metric": about.get("primary_metric"),
     }
+
+
+def _warn_of_loss(found):
+    metric = found["primary_metric"]
+    before, after = (found[f"{metric}_{name}"] for name in ("keras", "file"))
+    if after < (1 - _LOSS) * before:
+        shared.LOG.warning(
+            "The model's %s is %.4f, the file's %.4f. Train it with "
+            "--quantize=int8, or keep more bits.",
+            *(metric, before, after),
+        )
 
 
 def _load(inputs, serving):
@@ -208,10 +244,12 @@ def _calibrate(inputs, checkpoint, task):
     from bert_pruning.outputs import progress_bar
 
     if task is None:
+        advice = ", or add --data_dir to find its ranges on the training set"
+        if shared.is_special():
+            advice = ""
         raise UserError(
             f"{checkpoint.path} was not trained to compute in 8 bits. For "
-            "--quantization=int8 train it with --quantize=int8, or add "
-            "--data_dir to find its ranges on the training set."
+            f"--quantization=int8 train it with --quantize=int8{advice}."
         )
     _, dataset = inputs.read_encoded(
         task, "train", inputs.find_tokenizer(checkpoint)

@@ -235,7 +235,8 @@ def check_separate(output_dir, *names):
     for name in names:
         for path in paths_of(name, FLAGS[name].value):
             folder = os.path.abspath(path)
-            if os.path.isfile(folder):
+            # A file, or what the names of a TF1 checkpoint's files begin with.
+            if os.path.isfile(folder) or os.path.isfile(f"{folder}.index"):
                 folder = os.path.dirname(folder)
             checkpoints = os.path.join(output_dir, "checkpoint")
             if folder == output_dir or f"{folder}/".startswith(
@@ -360,7 +361,7 @@ def pair(name):
 
 
 def positive_numbers(name):
-    """Returns a flag's list as whole numbers above zero.
+    """Returns a flag's list as whole numbers above zero, each once.
 
     Args:
         name: str. The flag.
@@ -375,7 +376,7 @@ def positive_numbers(name):
         raise UserError(
             f"--{name} must be positive. Received: {','.join(texts)}."
         )
-    return numbers
+    return list(dict.fromkeys(numbers))
 
 
 def check_picture(*extensions):

@@ -11,6 +11,8 @@ of MNLI. `--task_name=SQuAD` and `SQuAD2` write what the official evaluation of
 SQuAD reads, of the dev set unless --split says otherwise.
 """
 
+import os
+
 from absl import flags
 
 from bert_pruning.commands import flags as shared
@@ -76,14 +78,16 @@ def _print_prediction():
 
     checkpoint = serving.load_checkpoint()
     served = serving.serve(checkpoint)
-    texts = [FLAGS.text, FLAGS.text_b]
+    # What was typed may be no UTF-8.
+    texts = [text and os.fsencode(text) for text in (FLAGS.text, FLAGS.text_b)]
     names = served.text_names
     if len(names) == 1:
         if FLAGS.text_b is not None:
             raise UserError(f"{checkpoint.path} reads one text, not --text_b.")
         texts = texts[:1]
     elif FLAGS.text_b is None:
-        if checkpoint.task or names == saved_model.QUESTION:
+        is_run = "splits" in (checkpoint.task or {})
+        if is_run or names == saved_model.QUESTION:
             raise UserError(f"{checkpoint.path} reads two texts. Add --text_b.")
         texts[1] = ""
     found = saved_model.read(served, *([text] for text in texts))
@@ -94,7 +98,7 @@ def _print_prediction():
             for label, share in zip(labels, value, strict=True):
                 print(f"probability of {label} = {share:.4f}")
         elif isinstance(value, bytes):
-            print(f"{name} = {value.decode()}")
+            print(f"{name} = {value.decode(errors='replace')}")
         else:
             print(f"{name} = {value}")
 

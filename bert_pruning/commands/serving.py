@@ -49,14 +49,16 @@ def text_names(checkpoint):
     if "span/kernel" in checkpoint.weights:
         return saved_model.QUESTION
     task = inputs.stored_task(checkpoint)
-    if task is not None and task.splits["train"].text_b is None:
-        return saved_model.ONE_TEXT
-    return saved_model.TWO_TEXTS
+    if task is None:
+        return saved_model.TWO_TEXTS
+    # AX has a test split alone.
+    split = next(iter(task.splits.values()))
+    return saved_model.TWO_TEXTS if split.text_b else saved_model.ONE_TEXT
 
 
 def serve(checkpoint):
     """Returns what is served of a checkpoint, a `saved_model.Served`."""
-    restoring.check_observed(checkpoint)
+    restoring.check_trained(checkpoint)
     return restoring.serve(
         checkpoint, FLAGS.max_seq_length, text_names(checkpoint)
     )

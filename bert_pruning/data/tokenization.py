@@ -158,6 +158,8 @@ class BertTokenizer(tf.Module):
             bytes, where each begins and ends. A word that is not all ASCII is
             not cut: each of its pieces is all of it.
         """
+        # It would stop at a NUL; another control character is dropped alike.
+        texts = tf.strings.regex_replace(texts, r"\x00", "\x01")
         words, begins, _ = tf_text.regex_split_with_offsets(
             texts, r"[\t\n\r\pZ]+"
         )

@@ -21,10 +21,12 @@ class Quality:
     Args:
         metric: str. Such as "eval_accuracy".
         value: float.
+        task: str or None. The name of its task.
     """
 
     metric: str
     value: float
+    task: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,23 +62,26 @@ def read_quality(name):
     if exported:
         metric = exported.get("primary_metric")
         value = exported.get(f"{metric}_file")
-        return None if value is None else Quality(metric, value)
+        task = exported.get("task")
+        return None if value is None else Quality(metric, value, task)
     try:
         with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
             block = json.load(file).get("bert_pruning") or {}
         results = read_results(os.path.join(path, "eval_results.txt"))
     except (OSError, ValueError, UserError):
         return None
-    metric = (block.get("task") or {}).get("primary_metric")
+    task = block.get("task") or {}
+    metric = task.get("primary_metric")
     value = results.get(metric)
-    return None if value is None else Quality(metric, value)
+    return None if value is None else Quality(metric, value, task.get("name"))
 
 
 def as_markdown(rows):
     """Formats a table: a row for each model, a column for each setting.
 
     Latencies are medians, with those that 95 % of the batches kept to in
-    brackets, and how much faster than the first model that is.
+    brackets, how many examples a second that makes, and how much faster than
+    the first model that is.
     """
     metrics = list(
         dict.fromkeys(row.quality.metric for row in rows if row.quality)
@@ -87,7 +92,7 @@ def as_markdown(rows):
         *(metric.removeprefix("eval_") for metric in metrics),
         "MB",
         *(
-            f"{each.batch_size} of {each.length}, ms (95 %)"
+            f"{each.batch_size} of {each.length}, ms (95 %), a second"
             for each in settings
         ),
     ]
@@ -102,7 +107,10 @@ def as_markdown(rows):
         for latency, before in zip(
             row.measured.latencies, first.latencies, strict=True
         ):
-            cell = f"{latency.milliseconds:.2f} ({latency.milliseconds_95:.2f})"
+            cell = (
+                f"{latency.milliseconds:.2f} ({latency.milliseconds_95:.2f}), "
+                f"{latency.examples_per_second:.0f}"
+            )
             if row is not rows[0]:
                 ratio = before.milliseconds / latency.milliseconds
                 cell += f" x{ratio:.1f}"
@@ -115,16 +123,28 @@ def draw(rows, path):
     """Draws quality against latency and bytes.
 
     Args:
-        rows: sequence of Row. Those without the first one's quality are left
-            out.
+        rows: sequence of Row. Only those are drawn that are scored on the task
+            of the first that is scored at all.
         path: str. The picture to write; the extension says the format.
+
+    Returns:
+        A list of str: the models that were left out.
 
     Raises:
         OSError: if the file cannot be written.
     """
     first = next(row for row in rows if row.quality)
     metric = first.quality.metric
-    rows = [row for row in rows if row.quality and row.quality.metric == metric]
+
+    def is_like_first(row):
+        found = row.quality
+        return found and (found.metric, found.task) == (
+            metric,
+            first.quality.task,
+        )
+
+    others = [row.measured.name for row in rows if not is_like_first(row)]
+    rows = list(filter(is_like_first, rows))
     figure = matplotlib.figure.Figure(figsize=(10, 4.2), dpi=120)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, title, costs in (
@@ -148,3 +168,4 @@ def draw(rows, path):
     axes[1].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path)
+    return others

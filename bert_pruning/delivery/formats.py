@@ -15,14 +15,12 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from bert_pruning.compression import costs
 from bert_pruning.compression import surgery
 from bert_pruning.delivery import restoring
 from bert_pruning.delivery import saved_model
 from bert_pruning.delivery import tflite
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import checkpoints
-from bert_pruning.modeling.bert import encoder_kernels
 from bert_pruning.modeling.files import write_vocabulary
 from bert_pruning.modeling.huggingface import Storage
 from bert_pruning.training import evaluation
@@ -121,19 +119,6 @@ def _tf1_columns(task):
     """Returns which output of ours each of the official code is, or None."""
     labels, order = ((task or {}).get(n) for n in ("labels", "tf1_labels"))
     return [labels.index(label) for label in order] if order else None
-
-
-def _check_sparse(checkpoint):
-    kernels = [
-        checkpoint.weights[name] for name in encoder_kernels(checkpoint.config)
-    ]
-    # A bit for each weight must be worth it.
-    if costs.total(kernels).sparsity <= 1 / 32:
-        raise UserError(
-            f"{checkpoint.path} is dense: there is nothing to leave out. "
-            "Export it with --format=huggingface."
-        )
-    return checkpoint
 
 
 def _write_tflite(directory, checkpoint, options):
@@ -256,7 +241,6 @@ FORMATS = {
         _open_checkpoint,
         _HUGGINGFACE_FILES,
         ("none", "float16"),
-        prepare=_check_sparse,
     ),
     "official": Format(
         _write_official,

@@ -197,6 +197,7 @@ class _Worker:
 def _serve(connection, name, num_threads):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(num_threads)
+    os.environ["TF_NUM_INTEROP_THREADS"] = str(num_threads)
     try:
         runner = runners.Runner(name, num_threads)
         connection.send(runner.num_bytes)

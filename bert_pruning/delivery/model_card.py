@@ -110,6 +110,12 @@ def _facts(measured, exported):
         f"{measured.macs:,}",
     )
     yield "tokens at most", f"{exported['max_seq_length']}"
+    if exported["batch_size"] or exported["length"]:
+        rows, length = exported["batch_size"], exported["length"]
+        yield (
+            "shape of its inputs",
+            f"[{rows or 'any number'}, {length or 'any number'}]",
+        )
     yield "lower-cases texts", "yes" if exported["do_lower_case"] else "no"
     if exported["labels"]:
         yield "labels", ", ".join(exported["labels"])
@@ -117,6 +123,11 @@ def _facts(measured, exported):
         "largest difference from the model",
         f"{exported['max_difference']:.2g}",
     )
+    if "rounding_difference" in exported:
+        yield (
+            "largest difference from it before its ranges were found",
+            f"{exported['rounding_difference']:.2g}",
+        )
     for name in sorted(exported):
         if name.startswith("eval_"):
             metric, source = name.removeprefix("eval_").rsplit("_", 1)

@@ -177,7 +177,11 @@ def _common_metric(reports):
     """The primary metric of the one task that all runs are of, or None."""
     task = reports[0].task
     metric = task.get("primary_metric")
-    if any(report.task.get("name") != task.get("name") for report in reports):
+    if any(
+        report.task.get(name) != task.get(name)
+        for report in reports
+        for name in ("name", "data_name")
+    ):
         return None
     found = all(metric in report.results for report in reports)
     return metric if found else None

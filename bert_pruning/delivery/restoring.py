@@ -12,12 +12,18 @@ from bert_pruning.modeling.quantization import is_range
 _OPTIONAL = ("pooler",)
 
 
-def check_observed(checkpoint):
-    """Checks that what computes in 8 bits knows its ranges.
+def check_trained(checkpoint):
+    """Checks that no output is chance.
 
     Raises:
-        UserError: if it was never trained so.
+        UserError: if there is neither a head nor a pooler, or what computes in
+            8 bits does not know its ranges.
     """
+    if not {"pooler/kernel", "span/kernel"} & checkpoint.weights.keys():
+        raise UserError(
+            f"{checkpoint.path} has no pooler, so all that it says of a text "
+            "would be chance. Train it on a task first."
+        )
     for name, array in checkpoint.weights.items():
         if is_range(name) and not np.isfinite(array).all():
             raise UserError(

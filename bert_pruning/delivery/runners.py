@@ -18,13 +18,14 @@ down another.
 import functools
 import glob
 import importlib
-import json
 import os
 import tempfile
 
 import numpy as np
 
 from bert_pruning.errors import UserError
+from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.files import read_json
 
 PEERS = ("pytorch", "onnx")
 
@@ -53,12 +54,13 @@ def is_export(path):
 
 
 def read_export(path):
-    """Returns what `export.json` says; an empty dict without one."""
-    try:
-        with open(os.path.join(path, "export.json"), encoding="utf-8") as file:
-            return json.load(file)
-    except OSError:
-        return {}
+    """Returns what `export.json` says; an empty dict without one.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    file = os.path.join(path, "export.json")
+    return read_json(file) if os.path.exists(file) else {}
 
 
 def check_runnable(name):
@@ -75,14 +77,61 @@ def check_runnable(name):
         )
     if is_export(path) and not os.path.exists(os.path.join(path, "DONE")):
         raise UserError(f"{path} is an export that did not end. Repeat it.")
-    if program and is_export(path):
-        raise UserError(f"{program} runs checkpoints. Received: {path}.")
+    if program and (is_export(path) or not _runs_elsewhere(path)):
+        raise UserError(
+            f"{program} runs checkpoints that are whole and of one shape in "
+            "all layers: export this one with --format=huggingface first. "
+            f"Received: {path}."
+        )
     for package in _NEEDED.get(program, ()):
         if importlib.util.find_spec(package) is None:
             raise UserError(
                 f"{name} needs the package {package}: pip install "
                 f"'bert_pruning[peers]', or leave it out."
             )
+
+
+def _read_config(path):
+    """Returns the content of a checkpoint's configuration, if it has one."""
+    for name in ("config.json", "bert_config.json"):
+        file = os.path.join(path, name)
+        if os.path.exists(file):
+            return read_json(file)
+    return {}
+
+
+def _runs_elsewhere(path):
+    """Whether Transformers reads a checkpoint as we do."""
+    values = _read_config(path)
+    if not values.get("model_type"):
+        return True  # It will say itself what it misses.
+    is_packed = "quantization_config" in values
+    return not is_packed and BertConfig.from_huggingface(values).is_uniform
+
+
+def check_length(name, length, with_tokenization=False):
+    """Finds out, before anything is loaded, whether texts may be so long.
+
+    Args:
+        name: str. See above.
+        length: int. In tokens.
+        with_tokenization: bool. Whether they are given as texts.
+
+    Raises:
+        UserError: if not.
+    """
+    _, path = split_peer(name)
+    limit = _read_config(path).get("max_position_embeddings")
+    exported = read_export(path)
+    if is_export(path):
+        limit = exported.get("length")
+        # What a file cuts to by itself would be measured as fast.
+        if with_tokenization and exported["format"] == "saved_model":
+            limit = exported["max_seq_length"]
+    if limit and length > limit:
+        raise UserError(
+            f"{path} takes up to {limit} tokens. Received: --lengths={length}."
+        )
 
 
 class Runner:
@@ -141,12 +190,17 @@ def _build_tflite(path, num_threads):
 
 
 def _build_saved_model(path, _):
+    from bert_pruning.delivery.saved_model import QUESTION
     from bert_pruning.delivery.saved_model import SavedModel
 
     run = SavedModel(os.path.join(path, "saved_model", "1"))
 
     def read(texts):
         others = [[""] * len(texts) for _ in run.text_names[1:]]
+        if run.text_names == QUESTION:
+            # One [SEP] more than other rows, one word less.
+            shorter = [text.rpartition(" ")[0] for text in texts]
+            return run.read(*others, shorter)
         return run.read(texts, *others)
 
     return run, read, read_export(path)["bytes"]
@@ -229,11 +283,13 @@ def _encoder(vocabulary, do_lower_case):
 
 
 def _checkpoint_bytes(path):
-    """Returns the bytes of a checkpoint's weights, in whatever format."""
-    patterns = ("*.safetensors", "*.bin", "*.data-*", "*.weights.h5")
-    found = [
-        name
+    """Returns the bytes of a checkpoint's weights, in whatever format.
+
+    Of a folder with several formats, those of the first, which is loaded.
+    """
+    patterns = ("*.safetensors", "pytorch_model*.bin", "*.data-*", "*.h5")
+    found = (
+        glob.glob(os.path.join(glob.escape(path), pattern))
         for pattern in patterns
-        for name in glob.glob(os.path.join(glob.escape(path), pattern))
-    ]
-    return sum(map(os.path.getsize, found))
+    )
+    return sum(map(os.path.getsize, next(filter(None, found), ())))

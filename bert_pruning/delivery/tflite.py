@@ -114,6 +114,8 @@ class Interpreter:
         return found[:, :width] if found.ndim == 3 else found
 
     def _fill(self, array):
+        if self.length > 0:
+            array = array[:, : self.length]
         rows, width = array.shape
         more = max(self.batch_size - rows, 0), max(self.length - width, 0)
         return np.pad(array, [(0, each) for each in more])

@@ -162,6 +162,8 @@ def write_huggingface(
         OSError: if a file cannot be written.
     """
     stored = mapping.stored_weights(config, weights, "huggingface")
+    # A masked weight may be -0.0, which is nothing that a file should keep.
+    stored = {n: array + array.dtype.type(0) for n, array in stored.items()}
     values = config.to_huggingface()
     values["architectures"] = [
         next((a for name, a in _ARCHITECTURES if name in weights), "BertModel")
@@ -204,6 +206,11 @@ def _apply_storage(storage, stored, values):
         return stored
     packed = bitmask.pack(stored)
     layers = bitmask.packed_layers(packed)
+    if not layers:
+        raise UserError(
+            "No matrix has so many zeros that its file becomes smaller without "
+            "them. Export it with --format=huggingface."
+        )
     whole = [
         name.removesuffix(".weight")
         for name, array in stored.items()
@@ -217,7 +224,7 @@ def _apply_storage(storage, stored, values):
         "quantization_status": "frozen",
         "sparsity_config": {
             "format": bitmask.FORMAT,
-            "global_sparsity": 1.0 - sum(kept) / max(1, sum(sizes)),
+            "global_sparsity": 1.0 - sum(kept) / sum(sizes),
             "ignore": whole,
             "registry_requires_subclass": False,
             "sparsity_structure": "unstructured",

@@ -54,10 +54,13 @@ class Run:
         directory: str. Where the run is written.
         flags: str. The command's flags as a flagfile's text.
         overwrite: bool. Start anew over a run that is already there.
+        files: sequence of str. Files of the run that may be a person's own;
+            where nothing says that a run wrote them, they stay.
 
     Raises:
-        UserError: if the run is finished, was begun with other flags, or the
-            directory cannot be written.
+        UserError: if the run is finished, was begun with other flags, would
+            replace what no run has written, or the directory cannot be
+            written.
 
     Example:
 
@@ -68,7 +71,9 @@ class Run:
     ```
     """
 
-    def __init__(self, directory, flags="", overwrite=False):
+    def __init__(
+        self, directory, flags="", overwrite=False, files=("config.json",)
+    ):
         self.directory = pathlib.Path(directory)
         self._flags = flags
         if self.directory.exists() and not self.directory.is_dir():
@@ -82,9 +87,10 @@ class Run:
                 "--output_dir, or add --overwrite to replace it."
             )
         begun = self.path("flags.cfg")
-        if self.path("config.json").exists() and not begun.exists():
+        own = [name for name in files if self.path(name).exists()]
+        if own and not begun.exists():
             raise UserError(
-                f"{directory} holds a checkpoint that is no run; it would be "
+                f"{directory} holds {', '.join(own)} of no run, which would be "
                 "replaced. Choose another --output_dir."
             )
         check_writable(self.directory)
