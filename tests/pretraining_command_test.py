@@ -15,6 +15,7 @@ from bert_pruning.data.pretraining import Masking
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.checkpoints import load_checkpoint
 from bert_pruning.modeling.checkpoints import save_official
+from bert_pruning.modeling.quantization import is_range
 from bert_pruning.training import distillation
 from bert_pruning.training import pretraining
 from bert_pruning.training import trainer
@@ -282,6 +283,27 @@ def test_a_stopped_student_resumes_to_the_same_weights(
     )
     for name, array in whole.items():
         np.testing.assert_array_equal(array, killed[name], name)
+
+
+def test_both_heads_are_trained_in_8_bits(place, tmp_path):
+    status, _, err = train(
+        *(place, tmp_path / "run", f"--init_checkpoint={place}/run"),
+        *("--quantize=int8", "--quantize_layers=layer_*,mlm_transform"),
+    )
+    assert status == 0, err
+    found = load_checkpoint(str(tmp_path / "run"))
+    ranges = {n: a for n, a in found.weights.items() if is_range(n)}
+    assert any(name.startswith("mlm_transform/") for name in ranges)
+    assert not any(name.startswith("pooler/") for name in ranges)
+    for name, array in ranges.items():
+        assert np.isfinite(array).all(), name
+    results = read_results(tmp_path / "run" / "eval_results.txt")
+    status, out, err = tiny_runs.run_command(
+        *("evaluate", "--task_name=pretraining", f"--data_dir={place}/data"),
+        *(f"--init_checkpoint={tmp_path}/run", "--max_seq_length=16"),
+    )
+    assert status == 0, err
+    assert f"eval_perplexity = {results['eval_perplexity']}" in out
 
 
 def test_a_student_is_pruned_and_keeps_its_zeros_on_a_task(place, tmp_path):

@@ -199,6 +199,30 @@ def test_a_student_learns_from_a_teacher_while_it_is_pruned(place, tmp_path):
     assert results["sparsity"] == pytest.approx(0.5)
 
 
+def test_answers_are_found_in_8_bits(place, tmp_path):
+    status, _, err = train(
+        *(place, tmp_path / "run", "--quantize=int8", "--quantize_embeddings"),
+        f"--init_checkpoint={place}/run",
+    )
+    assert status == 0, err
+    found = load_checkpoint(str(tmp_path / "run"))
+    assert found.config.is_quantized("layer_0_query")
+    # The positions are logits, which stay as they are.
+    assert not found.config.is_quantized("span")
+    trained = read_results(tmp_path / "run" / "eval_results.txt")
+    status, out, err = command(
+        "evaluate", place, f"--init_checkpoint={tmp_path}/run"
+    )
+    assert status == 0, err
+    assert f"eval_f1 = {trained['eval_f1']}" in out
+    status, out, err = tiny_runs.run_command(
+        *("export", f"--init_checkpoint={tmp_path}/run"),
+        f"--output_dir={tmp_path}/out",
+    )
+    assert status == 0, err
+    assert "quantization = int8" in out
+
+
 def test_a_sparse_encoder_is_locked_with_or_without_a_pooler(place, tmp_path):
     init = load_checkpoint(str(place / "init"))
     weights = dict(init.weights)
