@@ -51,7 +51,9 @@ def place(tmp_path_factory):
     # As if it had been scored.
     path = folder / "tflite" / "export.json"
     found = json.loads(path.read_text())
-    path.write_text(json.dumps({**found, "eval_accuracy_file": 0.5}))
+    path.write_text(
+        json.dumps({**found, "split": "dev", "eval_accuracy_file": 0.5})
+    )
     return folder
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tiny_bert
 import tiny_runs
 
+from bert_pruning.commands import export as export_command
 from bert_pruning.data.tokenization import BertTokenizer
 from bert_pruning.delivery import formats
 from bert_pruning.delivery import model_card
@@ -445,6 +446,28 @@ def test_what_a_format_has_not_is_refused(flags, message, tmp_path):
     assert not (tmp_path / "out" / "export.json").exists()
 
 
+def test_the_command_offers_what_formats_have():
+    assert export_command.QUANTIZATIONS == formats.QUANTIZATIONS
+    assert export_command.FORMATS == tuple(formats.FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_said"),
+    [(0.9, 0.89, False), (0.9, 0.87, True), (-0.05, -0.05, False)],
+)
+def test_a_file_that_loses_much_is_warned_of(
+    tmp_path, caplog, before, after, is_said
+):
+    tiny_runs.write_checkpoint(tmp_path / "model")
+    found = {"primary_metric": "eval_mcc"}
+    found.update(eval_mcc_keras=before, eval_mcc_file=after)
+    with caplog.at_level("WARNING"):
+        export_command._warn_of_loss(
+            found, load_checkpoint(str(tmp_path / "model"))
+        )
+    assert ("Train it with --quantize=int8" in caplog.text) == is_said
+
+
 def test_a_dense_model_has_no_sparse_file(tmp_path):
     tiny_runs.write_checkpoint(tmp_path / "model")
     flags = ("--format=compressed_tensors",)
@@ -586,5 +609,6 @@ def test_a_text_alone_needs_what_the_model_reads(tmp_path):
         (["--text=it", "--task_name=MRPC"], "--text_b"),
         (["--text=it", "--text_b=it", "--task_name=SST-2"], "one text"),
         (["--text=it", "--output_dir=out"], "--output_dir"),
+        (["--text=it", "--task_name=SQuAD", "--doc_stride=9"], "--doc_stride"),
     ):
         assert message in predict(tmp_path / "model", *flags, status=2)

@@ -227,6 +227,7 @@ def test_a_chain_runs_and_is_not_run_twice(place, tmp_path):
     shutil.rmtree(out / "teacher")
     stale = run(place, f"--output_dir={out}")
     assert stale.returncode == 2
+    assert "from which it takes something, is to be run anew" in stale.stderr
     assert f"Delete {out}/scores, too" in stale.stderr
 
 

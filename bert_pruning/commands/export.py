@@ -25,6 +25,7 @@ import tempfile
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.data.task import stored_title
 from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -157,7 +158,7 @@ def main():
                 *(form.reference(original), forward, task, dataset),
                 FLAGS.eval_batch_size,
             )
-            _warn_of_loss(found)
+            _warn_of_loss(found, original)
         run.begin()
         with run.writing():
             for name in form.files:
@@ -181,7 +182,8 @@ def _describe(options, checkpoint):
         labels = about.get("tf1_labels") or labels
     return {
         "format": FLAGS.format,
-        "task": about.get("name"),
+        "task": stored_title(about),
+        "split": FLAGS.split if FLAGS.data_dir else None,
         "batch_size": options.batch_size,
         "length": options.length,
         "quantization": options.quantization,
@@ -192,14 +194,16 @@ def _describe(options, checkpoint):
     }
 
 
-def _warn_of_loss(found):
+def _warn_of_loss(found, original):
     metric = found["primary_metric"]
     before, after = (found[f"{metric}_{name}"] for name in ("keras", "file"))
-    if after < (1 - _LOSS) * before:
+    if before - after > _LOSS * abs(before):
+        advice = " Train it with --quantize=int8, or keep more bits."
+        if original.config.quantization is not None:
+            advice = ""
         shared.LOG.warning(
-            "The model's %s is %.4f, the file's %.4f. Train it with "
-            "--quantize=int8, or keep more bits.",
-            *(metric, before, after),
+            "The model's %s is %.4f, the file's %.4f.%s",
+            *(metric, before, after, advice),
         )
 
 

@@ -93,37 +93,44 @@ def define_subset_flags():
     )
 
 
-def follow_run(path):
-    """Takes over from a run how it cut texts, where the flags do not say.
-
-    Of a run whose files name no task, such as one of SQuAD, the task too.
+def read_texts_settings(path):
+    """Reads how a run cut texts.
 
     Args:
-        path: str. The checkpoint; nothing happens if it is no run.
+        path: str. The checkpoint.
 
     Returns:
-        str. Lines of a flagfile: what this command has no flags for.
+        A dict of texts by flag, empty if it is no run; with the task of a run
+        whose files name none, such as one of SQuAD.
     """
-    try:
-        with open(os.path.join(path, "flags.cfg"), encoding="utf-8") as file:
-            given = run.parse_flags(file.read())
-    except OSError:
-        return ""
+    # What was cut smaller says what it was cut from.
+    for name in (run.TEXTS_FILE, "flags.cfg"):
+        file = os.path.join(path, name)
+        if os.path.exists(file):
+            break
+    else:
+        return {}
+    with open(file, encoding="utf-8") as stream:
+        given = run.parse_flags(stream.read())
     names = ["max_seq_length", "doc_stride", "max_query_length"]
     if given.get("task_name", "").lower() in _UNNAMED_TASKS:
         names.append("task_name")
-    others = ""
-    for name in filter(given.get, names):
-        if name not in FLAGS:
-            others += f"--{name}={given[name]}\n"
-            continue
-        if FLAGS[name].present:
+    return {name: given[name] for name in names if given.get(name)}
+
+
+def follow_run(path):
+    """Takes over from a run how it cut texts, where the flags do not say.
+
+    Args:
+        path: str. The checkpoint; nothing happens if it is no run.
+    """
+    for name, value in read_texts_settings(path).items():
+        if name not in FLAGS or FLAGS[name].present:
             continue
         before = FLAGS[name].value
-        FLAGS[name].value = FLAGS[name].parser.parse(given[name])
+        FLAGS[name].value = FLAGS[name].parser.parse(value)
         if FLAGS[name].value != before:
-            LOG.info("--%s=%s, as %s was trained", name, given[name], path)
-    return others
+            LOG.info("--%s=%s, as %s was trained", name, value, path)
 
 
 def check_task_name():

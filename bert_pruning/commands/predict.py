@@ -56,6 +56,11 @@ def check_flags():
     for name in ("data_dir", "output_dir", "split"):
         if shared.is_changed(name):
             raise UserError(f"--text is predicted alone, without --{name}.")
+    for name in question_answering_flags.NAMES:
+        if FLAGS[name].present:
+            raise UserError(
+                f"--text is answered as it is served; not --{name}."
+            )
 
 
 def main():

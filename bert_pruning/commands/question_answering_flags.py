@@ -14,8 +14,10 @@ from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
 
-_WINDOWS = ("doc_stride", "max_query_length")
-_ANSWERS = ("n_best_size", "max_answer_length", "null_score_diff_threshold")
+NAMES = (
+    *("doc_stride", "max_query_length", "n_best_size", "max_answer_length"),
+    "null_score_diff_threshold",
+)
 
 # What of `train` is for texts with labels.
 _OTHERS = (
@@ -81,7 +83,7 @@ def check():
         UserError: saying what.
     """
     if not is_asked():
-        for name in (*_WINDOWS, *_ANSWERS):
+        for name in NAMES:
             if shared.is_changed(name):
                 raise UserError(f"--{name} needs --task_name=SQuAD or SQuAD2.")
         return

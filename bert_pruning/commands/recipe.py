@@ -283,9 +283,9 @@ def _find_waiting(stages):
         anew = [other for other in waiting if _refers_to(stage, other)]
         if anew and _finished(stage):
             raise UserError(
-                f"Stage {stage.title} was made from what stage "
-                f"{anew[0].title} made before, which is to be made anew. "
-                f"Delete {stage.directory}, too."
+                f"Stage {stage.title} is finished, but stage {anew[0].title}, "
+                "from which it takes something, is to be run anew. Delete "
+                f"{stage.directory}, too."
             )
         if not _is_done(stage, parsed):
             waiting.append(stage)

@@ -49,8 +49,7 @@ def define_flags():
     flags.DEFINE_integer(
         "max_seq_length",
         128,
-        "Tokens for which --mac_ratio counts, and that what reads the smaller "
-        "model cuts texts to; left out, as the run was trained.",
+        "Tokens for which --mac_ratio counts.",
         1,
     )
 
@@ -62,15 +61,14 @@ def main():
     from bert_pruning.compression import costs
     from bert_pruning.compression import surgery
     from bert_pruning.modeling import checkpoints
+    from bert_pruning.training.run import TEXTS_FILE
     from bert_pruning.training.run import Run
 
-    # What reads the smaller run cuts texts as this one does.
-    others = shared.follow_run(FLAGS.init_checkpoint)
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
     whole = checkpoint.config
     if checkpoint.tasks:
         checkpoint = _part_of_task(checkpoint)
-    elif FLAGS.task_name and not shared.is_special():
+    elif FLAGS.task_name:
         raise UserError(
             f"{checkpoint.path} is no run of several tasks; leave out "
             f"--task_name={FLAGS.task_name}."
@@ -84,12 +82,12 @@ def main():
             config, weights, FLAGS.emb_hidden_dim
         )
     folder = config.short_name
-    if FLAGS.task_name and not shared.is_special():
+    if FLAGS.task_name:
         # Two tasks may use equally much.
         folder = f"{checkpoint.task['name']}_{folder}"
     directory = os.path.join(FLAGS.output_dir, folder)
     shared.check_separate(directory, "init_checkpoint", "scores")
-    run = Run(directory, shared.flags_as_text() + others, FLAGS.overwrite)
+    run = Run(directory, shared.flags_as_text(), FLAGS.overwrite)
     run.begin()
     with run.writing():
         checkpoints.save_huggingface(
@@ -101,6 +99,10 @@ def main():
             checkpoint.task,
         )
         structure.save(run.path("structure.json"))
+    # What reads the smaller run cuts texts as before.
+    texts = shared.read_texts_settings(FLAGS.init_checkpoint)
+    lines = [f"--{name}={value}\n" for name, value in texts.items()]
+    run.write_text(TEXTS_FILE, "".join(lines))
     run.complete()
     for title, count in (
         ("parameters", costs.parameters),
@@ -119,8 +121,6 @@ def main():
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("init_checkpoint", "output_dir")
-    is_cut_out = bool(FLAGS.task_name)
-    shared.follow_run(FLAGS.init_checkpoint)
     shared.check_finite()
     shape = [
         name
@@ -138,7 +138,7 @@ def check_flags():
     if FLAGS.keep_structure and (FLAGS.num_layers or FLAGS.scores):
         extra = "num_layers" if FLAGS.num_layers else "scores"
         raise UserError(f"--keep_structure says what is kept, not --{extra}.")
-    cuts = (FLAGS.num_layers, FLAGS.emb_hidden_dim, is_cut_out)
+    cuts = (FLAGS.num_layers, FLAGS.emb_hidden_dim, FLAGS.task_name)
     if not (shape or any(cuts)):
         raise UserError(
             "What shall be cut? Give --keep_heads, --num_layers, "

@@ -150,3 +150,16 @@ def _replace(values, old: type, new: type):
     if isinstance(values, old):
         return new(_replace(value, old, new) for value in values)
     return values
+
+
+def stored_title(values):
+    """Names the task that a checkpoint stores, and which data of one's own.
+
+    Args:
+        values: mapping. See `Task.to_dict`; it may lack anything.
+
+    Returns:
+        str, or None without a name.
+    """
+    parts = (values.get(name) for name in ("name", "data_name"))
+    return " ".join(filter(None, parts)) or None

@@ -6,6 +6,7 @@ import os
 
 import matplotlib.figure
 
+from bert_pruning.data.task import stored_title
 from bert_pruning.delivery import fronts
 from bert_pruning.delivery import runners
 from bert_pruning.delivery import tables
@@ -21,7 +22,7 @@ class Quality:
     Args:
         metric: str. Such as "eval_accuracy".
         value: float.
-        task: str or None. The name of its task.
+        task: str or None. Its task, and which data of one's own.
     """
 
     metric: str
@@ -62,6 +63,8 @@ def read_quality(name):
     if exported:
         metric = exported.get("primary_metric")
         value = exported.get(f"{metric}_file")
+        if exported.get("split", "dev") != "dev":
+            return None
         task = exported.get("task")
         return None if value is None else Quality(metric, value, task)
     try:
@@ -73,7 +76,7 @@ def read_quality(name):
     task = block.get("task") or {}
     metric = task.get("primary_metric")
     value = results.get(metric)
-    return None if value is None else Quality(metric, value, task.get("name"))
+    return None if value is None else Quality(metric, value, stored_title(task))
 
 
 def as_markdown(rows):

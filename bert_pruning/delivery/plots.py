@@ -8,6 +8,7 @@ import os
 import matplotlib.figure
 import matplotlib.ticker
 
+from bert_pruning.data.task import stored_title
 from bert_pruning.delivery import curves
 from bert_pruning.delivery import fronts
 from bert_pruning.delivery import report as reports_
@@ -177,11 +178,8 @@ def _common_metric(reports):
     """The primary metric of the one task that all runs are of, or None."""
     task = reports[0].task
     metric = task.get("primary_metric")
-    if any(
-        report.task.get(name) != task.get(name)
-        for report in reports
-        for name in ("name", "data_name")
-    ):
+    titles = {stored_title(report.task) for report in reports}
+    if len(titles) > 1:
         return None
     found = all(metric in report.results for report in reports)
     return metric if found else None

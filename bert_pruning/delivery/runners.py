@@ -79,9 +79,9 @@ def check_runnable(name):
         raise UserError(f"{path} is an export that did not end. Repeat it.")
     if program and (is_export(path) or not _runs_elsewhere(path)):
         raise UserError(
-            f"{program} runs checkpoints that are whole and of one shape in "
-            "all layers: export this one with --format=huggingface first. "
-            f"Received: {path}."
+            f"{program} runs checkpoints of the common shape in float32: "
+            "export this one with --format=huggingface first. Received: "
+            f"{path}."
         )
     for package in _NEEDED.get(program, ()):
         if importlib.util.find_spec(package) is None:
@@ -101,12 +101,13 @@ def _read_config(path):
 
 
 def _runs_elsewhere(path):
-    """Whether Transformers reads a checkpoint as we do."""
+    """Whether Transformers computes what a run of ours does."""
     values = _read_config(path)
-    if not values.get("model_type"):
-        return True  # It will say itself what it misses.
+    if "bert_pruning" not in values:
+        return True
+    config = BertConfig.from_huggingface(values)
     is_packed = "quantization_config" in values
-    return not is_packed and BertConfig.from_huggingface(values).is_uniform
+    return config.is_uniform and not config.quantization and not is_packed
 
 
 def check_length(name, length, with_tokenization=False):

@@ -93,7 +93,8 @@ class Interpreter:
     def __call__(self, inputs):
         """Computes the output of a batch.
 
-        Where the file takes one shape alone, the batch is cut and padded to it.
+        Where the file takes one shape alone, rows are padded to it, and batches
+        cut and padded.
 
         Args:
             inputs: list of int32 arrays `(batch, length)`, in the order of
@@ -114,8 +115,6 @@ class Interpreter:
         return found[:, :width] if found.ndim == 3 else found
 
     def _fill(self, array):
-        if self.length > 0:
-            array = array[:, : self.length]
         rows, width = array.shape
         more = max(self.batch_size - rows, 0), max(self.length - width, 0)
         return np.pad(array, [(0, each) for each in more])

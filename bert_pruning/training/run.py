@@ -33,6 +33,9 @@ RESUMABLE_FLAGS = frozenset(
 )
 
 
+# Of a run that trained nothing: how texts were cut for what it was made from.
+TEXTS_FILE = "texts.cfg"
+
 # Files of a run that have a number or a level in their names.
 _FAMILIES = (
     "train_aug-*-of-*",
@@ -189,7 +192,7 @@ class Run:
         for name in (
             *("config.json", "model.safetensors", "tokenizer_config.json"),
             *("vocab.txt", "metrics.jsonl", "eval_results.txt", "flags.cfg"),
-            *("scores.npz", "structure.json", "augment.json"),
+            *("scores.npz", "structure.json", "augment.json", TEXTS_FILE),
             *("prepare.json", "model.tflite", "export.json", "README.md"),
             *("bert_config.json", "bert_model.ckpt.index"),
             *("bert_model.ckpt.data-00000-of-00001",),
