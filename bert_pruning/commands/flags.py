@@ -4,6 +4,7 @@
 values.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -103,15 +104,14 @@ def read_texts_settings(path):
         A dict of texts by flag, empty if it is no run; with the task of a run
         whose files name none, such as one of SQuAD.
     """
-    # What was cut smaller says what it was cut from.
-    for name in (run.TEXTS_FILE, "flags.cfg"):
-        file = os.path.join(path, name)
-        if os.path.exists(file):
-            break
-    else:
-        return {}
-    with open(file, encoding="utf-8") as stream:
-        given = run.parse_flags(stream.read())
+    given = {}
+    # What was cut smaller says how that was trained which it was cut from.
+    for name in ("flags.cfg", run.TEXTS_FILE):
+        with (
+            contextlib.suppress(OSError),
+            open(os.path.join(path, name), encoding="utf-8") as file,
+        ):
+            given = run.parse_flags(file.read())
     names = ["max_seq_length", "doc_stride", "max_query_length"]
     if given.get("task_name", "").lower() in _UNNAMED_TASKS:
         names.append("task_name")
@@ -239,20 +239,23 @@ def check_separate(output_dir, *names):
         UserError: naming the flag.
     """
     output_dir = os.path.abspath(output_dir)
+    checkpoints = os.path.join(output_dir, "checkpoint")
     for name in names:
         for path in paths_of(name, FLAGS[name].value):
             folder = os.path.abspath(path)
             # A file, or what the names of a TF1 checkpoint's files begin with.
             if os.path.isfile(folder) or os.path.isfile(f"{folder}.index"):
                 folder = os.path.dirname(folder)
-            checkpoints = os.path.join(output_dir, "checkpoint")
-            if folder == output_dir or f"{folder}/".startswith(
-                f"{checkpoints}/"
-            ):
+            if folder == output_dir or is_inside(folder, checkpoints):
                 raise UserError(
                     f"--{name}={path} would be written over. Choose another "
                     "--output_dir."
                 )
+
+
+def is_inside(path, folder):
+    """Whether a path is a folder, or in it; both spelt alike."""
+    return f"{path}/".startswith(f"{folder}/")
 
 
 def paths_of(name, value):
@@ -265,8 +268,9 @@ def paths_of(name, value):
     if name == "tickets":  # Of TASK:FILE.
         items = value.split(",") if isinstance(value, str) else value or []
         return [item.partition(":")[2] for item in items if ":" in item]
-    if name == "runs":
-        return value.split(",") if isinstance(value, str) else list(value)
+    if name in ("runs", "union"):
+        items = value.split(",") if isinstance(value, str) else value or []
+        return [item for item in items if item]
     if not value or value == "tfds" or value.startswith("preset:"):
         return []
     return [value]

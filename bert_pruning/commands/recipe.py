@@ -297,7 +297,7 @@ def _refers_to(stage, other):
     for text in stage.arguments:
         name, _, value = text.lstrip("-").partition("=")
         for path in shared.paths_of(name, value):
-            if path == folder or path.startswith(f"{folder}/"):
+            if shared.is_inside(path, folder):
                 return True
     return False
 
@@ -316,12 +316,12 @@ def _find_missing(found, before):
 def _makes(stage, found, path):
     """Whether a stage with such settings may make a path."""
     folder = settings.whole_path(str(stage.directory))
-    if stage.name != "shrink":
-        return f"{path}/".startswith(f"{folder}/")
-    # It names its run by the shape.
-    if not path.startswith(f"{folder}/"):
+    if not shared.is_inside(path, folder):
         return False
-    shape = _SHAPE.fullmatch(path.removeprefix(f"{folder}/").split("/")[0])
+    if stage.name != "shrink":
+        return True
+    # It names its run by the shape.
+    shape = _SHAPE.fullmatch(os.path.relpath(path, folder).split("/")[0])
     return shape is not None and all(
         found[name] in ("", value) for name, value in shape.groupdict().items()
     )

@@ -11,6 +11,7 @@ from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.delivery import restoring
 from bert_pruning.delivery import saved_model
+from bert_pruning.modeling.checkpoints import resolve_do_lower_case
 
 FLAGS = flags.FLAGS
 
@@ -38,10 +39,8 @@ def of_task(checkpoint, task):
 
 def _with_case(checkpoint):
     """The checkpoint, lower-casing as the flags say."""
-    tokenizer = inputs.find_tokenizer(checkpoint)
-    return dataclasses.replace(
-        checkpoint, do_lower_case=tokenizer.do_lower_case
-    )
+    lower_case = resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
+    return dataclasses.replace(checkpoint, do_lower_case=lower_case)
 
 
 def text_names(checkpoint):

@@ -47,10 +47,7 @@ def define_flags():
         "keep_structure", None, "A structure.json, instead of a shape."
     )
     flags.DEFINE_integer(
-        "max_seq_length",
-        128,
-        "Tokens for which --mac_ratio counts.",
-        1,
+        "max_seq_length", 128, "Tokens for which --mac_ratio counts.", 1
     )
 
 

@@ -1,7 +1,6 @@
 """Models side by side: how fast, how large, how good."""
 
 import dataclasses
-import json
 import os
 
 import matplotlib.figure
@@ -68,10 +67,9 @@ def read_quality(name):
         task = exported.get("task")
         return None if value is None else Quality(metric, value, task)
     try:
-        with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
-            block = json.load(file).get("bert_pruning") or {}
+        block = runners.read_config(path).get("bert_pruning") or {}
         results = read_results(os.path.join(path, "eval_results.txt"))
-    except (OSError, ValueError, UserError):
+    except (ValueError, UserError):
         return None
     task = block.get("task") or {}
     metric = task.get("primary_metric")
@@ -137,34 +135,25 @@ def draw(rows, path):
         OSError: if the file cannot be written.
     """
     first = next(row for row in rows if row.quality)
-    metric = first.quality.metric
-
-    def is_like_first(row):
-        found = row.quality
-        return found and (found.metric, found.task) == (
-            metric,
-            first.quality.task,
-        )
-
-    others = [row.measured.name for row in rows if not is_like_first(row)]
-    rows = list(filter(is_like_first, rows))
+    alike = [row for row in rows if _scored_on(row) == _scored_on(first)]
+    others = [row.measured.name for row in rows if row not in alike]
     figure = matplotlib.figure.Figure(figsize=(10, 4.2), dpi=120)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, title, costs in (
         (
             axes[0],
             f"milliseconds, {first.measured.latencies[0].setting.title}",
-            [row.measured.latencies[0].milliseconds for row in rows],
+            [row.measured.latencies[0].milliseconds for row in alike],
         ),
-        (axes[1], "MB", [row.measured.num_bytes / 1e6 for row in rows]),
+        (axes[1], "MB", [row.measured.num_bytes / 1e6 for row in alike]),
     ):
-        qualities = [row.quality.value for row in rows]
+        qualities = [row.quality.value for row in alike]
         fronts.draw(
             axis,
             list(zip(costs, qualities, strict=True)),
-            [row.measured.name for row in rows],
+            [row.measured.name for row in alike],
             title,
-            metric,
+            first.quality.metric,
         )
         axis.set_xscale("log")
         axis.grid(alpha=0.3, which="both")
@@ -172,3 +161,8 @@ def draw(rows, path):
     figure.tight_layout()
     figure.savefig(path)
     return others
+
+
+def _scored_on(row):
+    """What may be drawn together: one metric of one task; None: not scored."""
+    return row.quality and (row.quality.metric, row.quality.task)

@@ -91,8 +91,12 @@ def check_runnable(name):
             )
 
 
-def _read_config(path):
-    """Returns the content of a checkpoint's configuration, if it has one."""
+def read_config(path):
+    """Returns the content of a checkpoint's configuration, if it has one.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     for name in ("config.json", "bert_config.json"):
         file = os.path.join(path, name)
         if os.path.exists(file):
@@ -102,7 +106,7 @@ def _read_config(path):
 
 def _runs_elsewhere(path):
     """Whether Transformers computes what a run of ours does."""
-    values = _read_config(path)
+    values = read_config(path)
     if "bert_pruning" not in values:
         return True
     config = BertConfig.from_huggingface(values)
@@ -122,13 +126,14 @@ def check_length(name, length, with_tokenization=False):
         UserError: if not.
     """
     _, path = split_peer(name)
-    limit = _read_config(path).get("max_position_embeddings")
     exported = read_export(path)
-    if is_export(path):
-        limit = exported.get("length")
+    if not is_export(path):
+        limit = read_config(path).get("max_position_embeddings")
+    elif with_tokenization and exported["format"] == "saved_model":
         # What a file cuts to by itself would be measured as fast.
-        if with_tokenization and exported["format"] == "saved_model":
-            limit = exported["max_seq_length"]
+        limit = exported["max_seq_length"]
+    else:
+        limit = exported.get("length")
     if limit and length > limit:
         raise UserError(
             f"{path} takes up to {limit} tokens. Received: --lengths={length}."
