@@ -336,3 +336,23 @@ def test_a_task_moves_its_part_as_if_there_were_no_other(name):
         (shared, "shared"),
     ):
         np.testing.assert_allclose(found, parts[part], rtol=2e-5, atol=1e-6)
+
+
+def test_a_step_decays_in_no_pass_of_kerass_own():
+    model = bert.build_model(tiny_bert.tiny_config(), num_outputs=2)
+    optimizer = build_optimizer(model, "adamw", 1e-3)
+    variables = model.trainable_variables
+
+    @tf.function
+    def step():
+        optimizer.apply_gradients(
+            [(tf.ones_like(variable), variable) for variable in variables]
+        )
+
+    # It would subtract weight times rate times 0 from every weight.
+    graph = step.get_concrete_function().graph.as_graph_def()
+    kinds = [node.op for node in graph.node]
+    for function in graph.library.function:
+        kinds += [node.op for node in function.node_def]
+    assert kinds.count("ResourceApplyAdam") == len(variables)
+    assert "AssignSubVariableOp" not in kinds

@@ -135,8 +135,10 @@ class _DecayedOptimizer(keras.optimizers.Optimizer):
     ):
         # The fused kernel below gains nothing from XLA.
         kwargs["jit_compile"] = False
+        # Keras would decay in a pass of its own, by its default of 0 too; see
+        # `update_step`.
+        kwargs["weight_decay"] = None
         super().__init__(name=name, global_clipnorm=global_clipnorm, **kwargs)
-        # Keras would decay in a pass of its own; see `update_step`.
         self.decay = weight_decay or 0.0
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.beta_1 = beta_1
