@@ -42,6 +42,12 @@ def tickets(folder, *flags):
     )
 
 
+def combine(folder, *flags):
+    return tiny_runs.run_command(
+        *("tickets", f"--init_checkpoint={folder}/model", *flags)
+    )
+
+
 def train(folder, *flags):
     return tiny_runs.run_command(
         *("train", "--task_name=SST-2", f"--data_dir={folder}/data"),
@@ -88,6 +94,7 @@ def test_tickets_of_all_kinds_and_levels_are_written_at_once(place, tmp_path):
         (["--scores="], "need --scores"),
         (["--scores=nowhere"], "Cannot read nowhere"),
         (["--init_checkpoint=P/other"], "the scores of another model"),
+        (["--union=a.json,b.json"], "--scores is not for --union or"),
     ],
 )
 def test_tickets_that_cannot_be_drawn_are_refused(place, flags, message):
@@ -162,6 +169,57 @@ def test_a_ticket_says_where_it_is_from(place, tmp_path):
         **{"kind": "random", "level": "1/0", "seed": 1},
         **{"checkpoint": f"{place}/model", "scores": f"{place}/sensitivity"},
     }
+
+
+def test_tickets_are_united_and_turned_round(place, tmp_path):
+    folder = tmp_path / "t"
+    levels = ("--levels=3/0", "--kinds=winning,losing")
+    assert tickets(place, f"--output_dir={folder}", *levels)[0] == 0
+    files = [folder / "winning_3_0.json", folder / "losing_3_0.json"]
+    Structure((4, 4), (32, 32), ((0, 1), (2,)), ((), range(32))).save(
+        folder / "half.json"
+    )
+    status, out, err = combine(
+        *(place, f"--output_dir={tmp_path}/both"),
+        f"--union={files[0]},{files[1]}",
+        f"--complement={folder}/half.json",
+    )
+    assert status == 0, err
+    first, second = map(Structure.load, files)
+    both = Structure.load(tmp_path / "both" / "union.json")
+    for layer in range(2):
+        kept = {*first.heads[layer], *second.heads[layer]}
+        assert set(both.heads[layer]) == kept
+    assert both.about["of"] == [str(file) for file in files]
+    other = Structure.load(tmp_path / "both" / "complement.json")
+    assert other.heads == ((2, 3), (0, 1, 3))
+    assert list(map(len, other.neurons)) == [32, 0]
+    assert "complement.json: 3 of 8 heads and 1 block left out" in out
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--union=a.json", "--union takes two tickets or more"),
+        ("--union=a.json,b.json", "Cannot read a.json"),
+        ("--union=P/small.json,P/other.json", "Only structures of one model"),
+        ("--complement=a.json", "Cannot read a.json"),
+        ("--complement=P/small.json", "The structure is of a model with heads"),
+        ("--complement=P/other.json", "Layer 0 must keep one head at least"),
+    ],
+)
+def test_tickets_that_do_not_go_together_are_refused(
+    place, tmp_path, flag, message
+):
+    Structure((4,), (32,), ((0,),), ((),)).save(tmp_path / "small.json")
+    Structure((4, 4), (32, 32), (range(4), (0,)), ((), ())).save(
+        tmp_path / "other.json"
+    )
+    flag = flag.replace("P/", f"{tmp_path}/")
+    status, _, err = combine(place, f"--output_dir={tmp_path}/t", flag)
+    assert status == 2
+    assert message in err
+    assert not (tmp_path / "t" / "DONE").exists()
 
 
 def test_a_structure_of_another_shape_is_not_trained(place, tmp_path):

@@ -19,6 +19,7 @@ FLAGS = flags.FLAGS
 # Flags that mean the same however the path is spelt.
 PATH_FLAGS = {
     "aug_train",
+    "complement",
     "data_dir",
     "glove",
     "init_checkpoint",
@@ -27,6 +28,7 @@ PATH_FLAGS = {
     "structure",
     "teacher_checkpoint",
     "tickets",
+    "union",
 }
 
 
@@ -84,6 +86,8 @@ def whole_value(name: str, value: str) -> str:
     """Spells the paths in a flag's value so that they can be compared."""
     if name not in PATH_FLAGS:
         return value
+    if name == "union":
+        return ",".join(map(whole_path, value.split(",")))
     if name != "tickets":
         return whole_path(value)
     items = [item.partition(":") for item in value.split(",") if item]

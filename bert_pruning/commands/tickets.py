@@ -8,9 +8,17 @@ Then `train --structure=tickets/mrpc/winning_20.json`, from the pre-trained
 weights. A level is a percentage, or the numbers of heads and blocks that are
 left out, such as 28/2, whose file is winning_28_2.json. `tickets.json` lists
 what was written.
+
+    python -m bert_pruning tickets --init_checkpoint=BERT \
+        --union=tickets/mrpc/winning_20.json,tickets/rte/winning_30.json \
+        --output_dir=tickets/both
+
+writes union.json, what either keeps: the part of the model that tasks share.
+--complement=FILE writes complement.json, what a ticket leaves out.
 """
 
 import dataclasses
+import functools
 import json
 
 from absl import flags
@@ -22,6 +30,9 @@ from bert_pruning.compression.tickets import Level
 from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
+
+# What takes tickets that are there.
+_SETS = ("union", "complement")
 
 
 def define_flags():
@@ -43,64 +54,53 @@ def define_flags():
         "important. random: without any.",
     )
     flags.DEFINE_list("seeds", ["1"], "Draws of the random tickets.")
+    flags.DEFINE_list(
+        "union", [], "Tickets, or other structures, to unite instead."
+    )
+    flags.DEFINE_string(
+        "complement", None, "A ticket whose opposite is wanted instead."
+    )
 
 
 def main():
-    """Draws by the flags; returns the exit status."""
+    """Draws or combines by the flags; returns the exit status."""
     check_flags()
 
     from bert_pruning.compression import costs
-    from bert_pruning.compression import tickets
     from bert_pruning.modeling import checkpoints
     from bert_pruning.training.run import Run
 
-    seeds = [_parse_seed(text) for text in FLAGS.seeds]
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
-    config = checkpoint.config
-    levels = {
-        text.strip().replace("/", "_"): Level.parse(text, config)
-        for text in FLAGS.levels
-    }
-    scores = pruning_flags.load_scores(checkpoint) if FLAGS.scores else None
-    drawn = []
-    for kind in FLAGS.kinds:
-        for title, level in levels.items():
-            for seed in seeds if kind == "random" else [None]:
-                ticket = tickets.draw_ticket(
-                    config, level, kind, scores, seed or 0
-                )
-                name = f"{kind}_{title}"
-                if seed is not None and len(seeds) > 1:
-                    name += f"_seed{seed}"
-                drawn.append((f"{name}.json", kind, level, seed, ticket))
-    run.begin()
+    made = _combine() if _combines() else _draw(checkpoint)
+    whole = costs.parameters(checkpoint.config)
     index = []
-    whole = costs.parameters(config)
-    for name, kind, level, seed, ticket in drawn:
-        about = {
-            **ticket.about,
-            "seed": seed,
-            "checkpoint": checkpoint.path,
-            "scores": FLAGS.scores,
-        }
+    for name, ticket in made.items():
+        left = costs.parameters(ticket.shrink(checkpoint.config)) / whole
+        index.append(
+            {
+                "file": f"{name}.json",
+                "kind": ticket.about["kind"],
+                "heads_out": sum(ticket.num_heads)
+                - sum(map(len, ticket.heads)),
+                "blocks_out": sum(map(bool, ticket.intermediate_sizes))
+                - sum(map(bool, ticket.neurons)),
+                "seed": ticket.about.get("seed"),
+                "percent_left": round(100 * left, 3),
+            }
+        )
+    run.begin()
+    for entry, ticket in zip(index, made.values(), strict=True):
+        about = {**ticket.about, "checkpoint": checkpoint.path}
         with run.writing():
-            dataclasses.replace(ticket, about=about).save(run.path(name))
-        left = costs.parameters(ticket.shrink(config)) / whole
-        entry = {
-            "file": name,
-            "kind": kind,
-            "heads_out": level.heads,
-            "blocks_out": level.blocks,
-            "seed": seed,
-            "percent_left": round(100 * left, 3),
-        }
-        index.append(entry)
+            dataclasses.replace(ticket, about=about).save(
+                run.path(entry["file"])
+            )
         print(
-            f"{name}: {level.heads} of {sum(config.num_heads)} heads and "
-            f"{level.blocks} block{'s' * (level.blocks != 1)} left out, "
-            f"{100 * left:.2f} % of the "
-            "parameters left"
+            f"{entry['file']}: {entry['heads_out']} of "
+            f"{sum(ticket.num_heads)} heads and {entry['blocks_out']} block"
+            f"{'s' * (entry['blocks_out'] != 1)} left out, "
+            f"{entry['percent_left']:.2f} % of the parameters left"
         )
     run.write_text(
         "tickets.json", json.dumps({"tickets": index}, indent=2) + "\n"
@@ -110,10 +110,71 @@ def main():
     return 0
 
 
+def _draw(checkpoint):
+    """Returns the tickets of all kinds and levels by the names of files."""
+    from bert_pruning.compression import tickets
+
+    seeds = [_parse_seed(text) for text in FLAGS.seeds]
+    levels = {
+        text.strip().replace("/", "_"): Level.parse(text, checkpoint.config)
+        for text in FLAGS.levels
+    }
+    scores = pruning_flags.load_scores(checkpoint) if FLAGS.scores else None
+    drawn = {}
+    for kind in FLAGS.kinds:
+        for title, level in levels.items():
+            for seed in seeds if kind == "random" else [None]:
+                ticket = tickets.draw_ticket(
+                    checkpoint.config, level, kind, scores, seed or 0
+                )
+                name = f"{kind}_{title}"
+                if seed is not None and len(seeds) > 1:
+                    name += f"_seed{seed}"
+                about = {**ticket.about, "seed": seed, "scores": FLAGS.scores}
+                drawn[name] = dataclasses.replace(ticket, about=about)
+    return drawn
+
+
+def _combine():
+    """Returns what set algebra makes of given tickets, by names of files."""
+    from bert_pruning.compression import tickets
+    from bert_pruning.compression.structure import Structure
+
+    made = {}
+    if FLAGS.union:
+        parts = map(Structure.load, FLAGS.union)
+        made["union"] = functools.reduce(tickets.union, parts)
+    if FLAGS.complement:
+        ticket = Structure.load(FLAGS.complement)
+        made["complement"] = tickets.complement(ticket)
+    return {
+        kind: dataclasses.replace(
+            structure, about={"kind": kind, "of": FLAGS[kind].value}
+        )
+        for kind, structure in made.items()
+    }
+
+
+def _combines():
+    return any(FLAGS[name].value for name in _SETS)
+
+
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
-    shared.require("init_checkpoint", "output_dir", "levels", "kinds", "seeds")
-    shared.check_separate(FLAGS.output_dir, "init_checkpoint", "scores")
+    shared.require("init_checkpoint", "output_dir")
+    if not _combines():
+        shared.require("levels", "kinds", "seeds")
+    shared.check_separate(FLAGS.output_dir, "init_checkpoint", "scores", *_SETS)
+    if _combines():
+        shared.refuse_flags(
+            ("scores", "levels", "kinds", "seeds"), "--union or --complement"
+        )
+        if len(FLAGS.union) == 1:
+            raise UserError(
+                "--union takes two tickets or more, with commas between. "
+                f"Received: {FLAGS.union[0]}."
+            )
+        return
     for level in FLAGS.levels:
         Level.check(level)
     seeds = [_parse_seed(text) for text in FLAGS.seeds]
