@@ -342,8 +342,8 @@ class BertConfig:
         model_type = values.get("model_type", "bert")
         if model_type != "bert":
             raise UserError(
-                "Only BERT checkpoints can be loaded. Received a config.json "
-                f"of model_type {model_type!r}."
+                "Only BERT and DistilBERT checkpoints can be loaded. Received "
+                f"a config.json of model_type {model_type!r}."
             )
         position_type = values.get("position_embedding_type", "absolute")
         if position_type != "absolute":

@@ -3,7 +3,8 @@
 A directory holds `config.json`, the weights in `model.safetensors` or
 `pytorch_model.bin` (whole or in shards), and the vocabulary in `vocab.txt` or
 `tokenizer.json`. A run is the same with a `bert_pruning` block in its
-`config.json`: the full shape, the task and the casing.
+`config.json`: the full shape, the task and the casing. A DistilBERT is read as
+the BERT that it is.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import safetensors.numpy
 
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bitmask
+from bert_pruning.modeling import distilbert
 from bert_pruning.modeling import mapping
 from bert_pruning.modeling.config import BertConfig
 from bert_pruning.modeling.files import check_object
@@ -53,6 +55,8 @@ _HEAD_PREFIXES = (
 _OTHER_CLASSIFIERS = (
     "BertForTokenClassification",
     "BertForMultipleChoice",
+    "DistilBertForTokenClassification",
+    "DistilBertForMultipleChoice",
 )
 
 _ARCHITECTURES = (
@@ -97,12 +101,17 @@ def read_huggingface(directory: str):
     )
     path = os.path.join(directory, CONFIG_FILE)
     values = read_json(path)
+    is_distilbert = values.get("model_type") == distilbert.MODEL_TYPE
     with complaints_about(path):
+        if is_distilbert:
+            values = distilbert.as_bert_config(values)
         config = BertConfig.from_huggingface(values)
         task = _read_task(values)
         tasks = _read_tasks(values)
-    arrays = _read_arrays(directory)
-    notes = _drop_foreign_heads(arrays, values.get("architectures") or ())
+    arrays, notes = _read_arrays(directory), []
+    if is_distilbert:
+        arrays, notes = distilbert.as_bert_arrays(arrays)
+    notes += _drop_foreign_heads(arrays, values.get("architectures") or ())
     has_ranges = any(name.rsplit(".", 1)[-1] in RANGES for name in arrays)
     if config.quantization is not None and not has_ranges:
         config = dataclasses.replace(config, quantization=None)
