@@ -130,6 +130,8 @@ def check_mtdnn(flags):
     assert (flags.lr_schedule, flags.warmup_proportion) == ("linear", 0.1)
     assert (flags.weight_decay, flags.clip_norm) == (0.01, 1.0)
     assert flags.train_batch_size == 32
+    assert flags.max_seq_length == 512
+    assert flags.keep == "last"
     assert flags.seed == 2018
 
 
@@ -177,7 +179,7 @@ def test_tickets_are_shared_as_published(size, config, left_out):
         assert flags.sampling_temperature == 1.0
         found = [ticket.partition(":") for ticket in flags.tickets]
     for task, _, file in found:
-        assert Path(file).parent.name == f"tickets_{task.lower()}"
+        assert Path(file).parent.name == f"tickets_{task.lower()}_2018"
     levels = [
         Level.parse(Path(file).stem.removeprefix("winning_"), config)
         for _, _, file in found
@@ -192,7 +194,7 @@ def test_a_part_of_mnli_has_its_published_settings(part, epochs):
     path = folder / "base" / f"mnli_1_of_{max(part, 10)}.cfg"
     stages = read_stages(
         *(folder / "phases.recipe", "MNLI"),
-        settings=path.stem,
+        part=path.stem.removeprefix("mnli"),
         fraction=str(1 / part),
     )
     assert f"--train_fraction={1 / part}" in stages[5].arguments

@@ -1,6 +1,7 @@
 """Tickets are compared by what they leave, and chosen on other rows."""
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -83,10 +84,11 @@ RECIPE = """
 full_{seed}: train --flagfile={here}/quick.cfg --seed={seed}
 scores_{seed}: score --init_checkpoint={full_{seed}} --data_dir={data_dir} \\
   --task_name=SST-2 --max_seq_length=16 --method=sensitivity
-ticket_{kind}_{level}_{seed}: tickets --init_checkpoint={full_{seed}} \\
+tickets_{level}_{seed}: tickets --init_checkpoint={full_{seed}} \\
   --scores={scores_{seed}} --levels={level} --kinds={kind} --seeds={seed}
 {kind}_{level}_{seed}: train --flagfile={here}/quick.cfg --seed={seed} \\
-  --structure={ticket_{kind}_{level}_{seed}}/{kind}_{level}.json
+  --structure={tickets_{level}_{seed}}/{kind}_{level}.json
+phases: phases --runs={runs} --data_dir={data_dir}
 """
 
 
@@ -108,13 +110,14 @@ def place(tmp_path_factory):
         *(f"--data_dir={folder}/data", f"--output_dir={folder}/runs"),
     )
     assert status == 0, out + err
+    assert "SST-2: the super ticket leaves 4/1 out" in out
     return folder
 
 
 def compare(folder, output_dir, *flags):
     return tiny_runs.run_command(
         *("phases", f"--runs={folder}/runs", f"--data_dir={folder}/data"),
-        *("--max_seq_length=16", f"--output_dir={output_dir}", *flags),
+        *(f"--output_dir={output_dir}", *flags),
     )
 
 
@@ -183,13 +186,59 @@ def test_runs_that_differ_in_more_are_not_compared(place, tmp_path):
     shutil.rmtree(tmp_path / "runs" / "winning_60_1")
     status, _, err = compare(place, tmp_path / "x", *flags)
     assert status == 2
-    assert "are compared. Received: full, losing" in err
+    assert "SST-2 has 1 runs of the whole model and 0 of winning" in err
+    assert not (tmp_path / "x" / "DONE").exists()
     status, _, err = compare(place, tmp_path / "runs", *flags, "--overwrite")
     assert status == 2
     assert "would be written over" in err
     status, _, err = compare(place, place / "runs" / "full_1", "--overwrite")
     assert status == 2
     assert "holds a model" in err
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_other_settings_of_a_task_are_not_taken_for_more_seeds(place, tmp_path):
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    both = f"--runs={place}/runs,{tmp_path}/runs"
+    status, _, err = compare(place, tmp_path / "x", both)
+    assert status == 2
+    assert "SST-2 has the full model of level 0/0 and seed 1 twice" in err
+    for path in tmp_path.glob("runs/*/flags.cfg"):
+        text = path.read_text()
+        path.write_text(text.replace("--seed=1\n", "--seed=2\n"))
+    path = tmp_path / "runs" / "full_1" / "flags.cfg"
+    path.write_text(path.read_text().replace("fraction=1.0", "fraction=0.5"))
+    status, _, err = compare(place, tmp_path / "x", both)
+    assert status == 2
+    assert "differ in --train_fraction" in err
+
+
+def test_tables_are_joined_and_drawn_again(place, tmp_path):
+    table = place / "runs" / "phases" / "phases.csv"
+    other = [dataclasses.replace(each, task="RTE") for each in ROWS]
+    (tmp_path / "rte.csv").write_text(phases.to_csv(other))
+    status, out, err = tiny_runs.run_command(
+        *("phases", f"--tables={table},{tmp_path}/rte.csv"),
+        f"--output_dir={tmp_path}/both",
+    )
+    assert status == 0, err
+    rows = phases.read_csv(tmp_path / "both" / "phases.csv")
+    assert len(rows) == len(ROWS) + 3
+    assert {*rows} == {*other, *phases.read_csv(table)}
+    assert "RTE: the super ticket leaves 14/1 out" in out
+    (tmp_path / "bad.csv").write_text("task,kind\nRTE,full\n")
+    for flag, message in (
+        (f"--tables={table},{table}", "seed 1 twice"),
+        (f"--tables={tmp_path}/bad.csv", "its columns are ['task', 'kind']"),
+        ("--tables=nowhere.csv", "Cannot read nowhere.csv"),
+        (f"--tables={tmp_path}/both/phases.csv", "would be written over"),
+    ):
+        status, _, err = tiny_runs.run_command(
+            *("phases", flag, f"--output_dir={tmp_path}/both", "--overwrite")
+        )
+        assert status == 2
+        assert message in err
+        assert (tmp_path / "both" / "DONE").exists()
 
 
 def test_a_level_without_all_seeds_is_not_chosen():

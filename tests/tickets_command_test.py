@@ -11,6 +11,7 @@ from bert_pruning.compression import costs
 from bert_pruning.compression import surgery
 from bert_pruning.compression.structure import Structure
 from bert_pruning.modeling.checkpoints import load_checkpoint
+from bert_pruning.training.run import read_results
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -125,6 +126,10 @@ def test_a_ticket_is_trained_alone(place, tmp_path):
     whole, part = found["whole"], found["part"]
     ticket = Structure.load(tmp_path / "part" / "structure.json")
     assert part.config == ticket.shrink(whole.config)
+    left = costs.percent_left(part.config, whole.config)
+    results = read_results(tmp_path / "part" / "eval_results.txt")
+    assert results["percent_left"] == pytest.approx(left, abs=1e-4)
+    assert "2 of 2 layers, 4 of 8 heads, 32 of 64 neurons" in err
     assert sum(part.config.num_heads) == 4
     assert part.config.intermediate_sizes.count(0) == 1
     np.testing.assert_allclose(
@@ -146,6 +151,28 @@ def test_a_ticket_is_trained_alone(place, tmp_path):
     )
     assert status == 0, err
     assert "eval_accuracy" in out
+
+
+def test_a_ticket_is_rewound_to_a_step_of_a_training(place, tmp_path):
+    assert tickets(place, f"--output_dir={tmp_path}/t", "--levels=60")[0] == 0
+    status, _, err = train(
+        *(place, f"--output_dir={tmp_path}/early", "--keep=last"),
+        *("--max_steps=1", "--lr_schedule=constant", "--warmup_proportion=0"),
+    )
+    assert status == 0, err
+    status, _, err = train(
+        *(place, f"--output_dir={tmp_path}/part", "--learning_rate=1e-12"),
+        f"--init_checkpoint={tmp_path}/early",
+        f"--structure={tmp_path}/t/winning_60.json",
+    )
+    assert status == 0, err
+    early = load_checkpoint(str(tmp_path / "early"))
+    ticket = Structure.load(tmp_path / "part" / "structure.json")
+    _, cut = surgery.shrink(early.config, early.weights, ticket)
+    part = load_checkpoint(str(tmp_path / "part"))
+    assert cut.keys() == part.weights.keys()
+    for name, array in part.weights.items():
+        np.testing.assert_allclose(array, cut[name], atol=1e-8, err_msg=name)
 
 
 def test_tickets_are_not_overwritten_by_what_they_train(place, tmp_path):
@@ -248,3 +275,12 @@ def test_a_structure_of_another_shape_is_not_trained(place, tmp_path):
     )
     assert status == 2
     assert "Layer 0 must keep one head at least" in err
+    ticket = Structure(
+        *((4, 4), (32, 32), ((0,), ()), ((), ())), {"kind": "winning"}
+    )
+    ticket.save(path)
+    status, _, err = train(
+        place, f"--output_dir={tmp_path}/run", f"--structure={path}"
+    )
+    assert status == 2
+    assert "keeps no head of layer 1, but a ticket keeps one" in err

@@ -144,6 +144,7 @@ class TestTicket:
         smaller = ticket.shrink(CONFIG)
         assert smaller.intermediate_sizes == (3, 3, 0)
         assert str(Level.parse("0/2", smaller)) == "0/2"
+        assert str(Level.parse("0_2", smaller)) == "0/2"
         with pytest.raises(UserError, match="and 2 blocks"):
             Level.parse("0/3", smaller)
         again = draw_ticket(smaller, Level(0, 1), "random")

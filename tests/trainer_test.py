@@ -149,6 +149,21 @@ def test_the_best_model_is_the_one_of_the_highest_metric(tmp_path):
     assert results["loss"] == records_of(tmp_path)[2]["loss"]
 
 
+def test_the_last_model_is_kept_where_it_is_asked_for(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        plan={"num_steps": 4, "eval_steps": 2, "keeps_last": True},
+        evaluate=scripted([(0.8, 0.1), (0.7, 0.2)]),
+    )
+    results = trainer.train()
+    assert results["global_step"] == 4
+    assert results["eval_accuracy"] == 0.7
+    kept = np.load(tmp_path / "checkpoint" / "best" / "weights.npz")
+    for name, array in bert.get_weights(trainer.model.student).items():
+        np.testing.assert_array_equal(kept[name], array)
+    assert [r["eval_accuracy"] for r in records_of(tmp_path)] == [0.8, 0.7]
+
+
 def test_a_denser_model_is_never_the_best(tmp_path):
     trainer = make_trainer(
         tmp_path,

@@ -18,8 +18,10 @@ from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import parts
 from bert_pruning.commands import pruning_flags
 from bert_pruning.commands import quantization_flags
+from bert_pruning.compression import costs
 from bert_pruning.compression import pruning
 from bert_pruning.compression.structure import Structure
+from bert_pruning.compression.tickets import KINDS
 from bert_pruning.data import pipeline
 from bert_pruning.data import shards
 from bert_pruning.errors import UserError
@@ -54,10 +56,10 @@ def train():
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     checkpoint = quantization_flags.quantize(checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
-    structure = None
+    structure, sizes = None, {}
     if FLAGS.structure:
         structure = Structure.load(FLAGS.structure)
-        checkpoint = parts.cut(checkpoint, structure)
+        checkpoint, sizes = _cut(checkpoint, structure)
     dropout, of_tasks = multitask_flags.classifier_dropouts()
     dropout = of_tasks.get(task.name, dropout)
     if dropout is not None:
@@ -109,8 +111,30 @@ def train():
             ),
             shrinking=builder.shrinking,
         )
-    run.finish(results)
+    run.finish({**results, **sizes})
     return run
+
+
+def _cut(checkpoint, structure):
+    """Cuts a checkpoint to a structure; returns it and how much it is."""
+    if structure.about.get("kind") in KINDS and not all(structure.heads):
+        raise UserError(
+            f"{FLAGS.structure} keeps no head of layer "
+            f"{structure.heads.index(())}, but a ticket keeps one in every "
+            "layer."
+        )
+    whole = checkpoint.config
+    checkpoint = parts.cut(checkpoint, structure)
+    part = checkpoint.config
+    left = costs.percent_left(part, whole)
+    LOG.info(
+        "%s: %d of %d layers, %d of %d heads, %d of %d neurons, %.2f %% of the "
+        "parameters",
+        *(FLAGS.structure, part.num_layers, whole.num_layers),
+        *(sum(part.num_heads), sum(whole.num_heads)),
+        *(sum(part.intermediate_sizes), sum(whole.intermediate_sizes), left),
+    )
+    return checkpoint, {"percent_left": round(left, 4)}
 
 
 def log_plan(plan, run, parts=""):
@@ -429,6 +453,7 @@ def plan_for(batches):
         log_steps=FLAGS.log_steps,
         accumulation=FLAGS.gradient_accumulation_steps,
         patience_steps=patience,
+        keeps_last=FLAGS.keep == "last",
     )
 
 

@@ -268,7 +268,7 @@ def paths_of(name, value):
     if name == "tickets":  # Of TASK:FILE.
         items = value.split(",") if isinstance(value, str) else value or []
         return [item.partition(":")[2] for item in items if ":" in item]
-    if name in ("runs", "union"):
+    if name in ("runs", "tables", "union"):
         items = value.split(",") if isinstance(value, str) else value or []
         return [item for item in items if item]
     if not value or value == "tfds" or value.startswith("preset:"):

@@ -145,9 +145,8 @@ def _sizes(config, structures):
         ("percent_left", costs.parameters),
         ("encoder_percent_left", costs.encoder_parameters),
     ):
-        whole = count(config)
         shares = {
-            name: round(100 * count(part) / whole, 4)
+            name: round(costs.percent_left(part, config, count), 4)
             for name, part in parts.items()
         }
         union = shares.pop("all")

@@ -6,7 +6,8 @@ r"""Compares trained tickets with the whole model, by what they leave.
 Every finished run of `train` in the folders of --runs is scored: those with a
 --structure are tickets, the others the whole model. Writes `phases.csv`,
 `phases.md` and `phases.png`, and says which winning ticket is the super
-ticket: chosen on one half of the dev set, reported on the other.
+ticket: chosen on one half of the dev set, reported on the other. --tables
+takes the phases.csv of calls before in, of other tasks or seeds.
 """
 
 import dataclasses
@@ -18,8 +19,10 @@ from absl import flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import settings
 from bert_pruning.compression.tickets import KINDS
+from bert_pruning.data import tasks
 from bert_pruning.errors import UserError
 from bert_pruning.training.run import RESUMABLE_FLAGS
+from bert_pruning.training.run import parse_flags
 
 FLAGS = flags.FLAGS
 
@@ -28,14 +31,19 @@ def define_flags():
     """Defines the flags of `phases`."""
     shared.define_data_flags()
     flags.DEFINE_list("runs", [], "Folders that hold the runs.")
+    flags.DEFINE_list(
+        "tables", [], "Files that earlier calls wrote, phases.csv."
+    )
     flags.DEFINE_string("output_dir", None, "Receives table and picture.")
     flags.DEFINE_bool("overwrite", False, "Replace what is in --output_dir.")
 
 
 def check_flags():
     """Finds what is wrong before anything is loaded."""
-    shared.require("runs", "data_dir", "output_dir")
-    shared.check_separate(FLAGS.output_dir, "runs")
+    shared.require("output_dir")
+    if FLAGS.runs or not FLAGS.tables:
+        shared.require("runs", "data_dir")
+    shared.check_separate(FLAGS.output_dir, "runs", "tables")
     if os.path.exists(os.path.join(FLAGS.output_dir, "config.json")):
         raise UserError(
             f"{FLAGS.output_dir} holds a model. Choose another --output_dir."
@@ -51,20 +59,20 @@ def main():
     from bert_pruning.outputs import progress_bar
     from bert_pruning.training.run import Run
 
-    dev_sets = {}
-    found = [
-        trained for folder in FLAGS.runs for trained in _find_runs(Path(folder))
-    ]
-    if not found:
+    rows = [row for path in FLAGS.tables for row in phases.read_csv(path)]
+    found = _find_runs()
+    if FLAGS.runs and not found:
         raise UserError(
             f"There are no finished runs of train in {', '.join(FLAGS.runs)}."
         )
+    # Before the long work: what was trained can be compared.
+    phases.find_levels([*rows, *found])
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
-    _check_kinds(found)
     inputs.find_gpus()
-    rows = [
-        _score(dev_sets, directory, *about)
-        for directory, *about in progress_bar(
+    dev_sets = {}
+    rows += [
+        _score(dev_sets, trained)
+        for trained in progress_bar(
             found, total=len(found), desc="scoring", unit="run"
         )
     ]
@@ -88,71 +96,89 @@ def main():
     return 0
 
 
-def _check_kinds(found):
-    """Finds what cannot be compared before the runs are scored."""
-    kinds = {
-        structure.about["kind"] if structure else "full"
-        for _, structure, _ in found
-    }
-    if not kinds >= {"full", "winning"}:
-        raise UserError(
-            "The whole model's runs and winning tickets' are compared. "
-            f"Received: {', '.join(sorted(kinds))}."
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """A finished run, of a kind of ticket, level and seed or of all."""
+
+    directory: Path
+    task: str
+    kind: str
+    level: str
+    seed: int
+    structure: object
+
+
+def _find_runs():
+    """Returns the finished runs of all folders.
+
+    Raises:
+        UserError: if two of a task differ in more than seed and structure.
+    """
+    found, first = [], {}
+    for folder in map(Path, FLAGS.runs):
+        if not folder.is_dir():
+            raise UserError(f"There is no folder {folder}.")
+        for directory in sorted(folder.iterdir()):
+            names = ("DONE", "flags.cfg", "metrics.jsonl")
+            if not all((directory / name).exists() for name in names):
+                continue
+            flags_of = parse_flags((directory / "flags.cfg").read_text())
+            _warn_of_best(directory, flags_of)
+            trained = _read_run(directory, flags_of)
+            others = {
+                name: settings.whole_value(name, value)
+                for name, value in flags_of.items()
+                if name not in RESUMABLE_FLAGS | {"seed", "structure"}
+            }
+            expected, other = first.setdefault(
+                trained.task, (others, directory)
+            )
+            differing = [
+                f"--{name}"
+                for name in sorted(expected.keys() | others.keys())
+                if expected.get(name) != others.get(name)
+            ]
+            if differing:
+                raise UserError(
+                    f"{other} and {directory} differ in "
+                    f"{', '.join(differing)}. Runs that are compared differ in "
+                    "--seed and --structure alone."
+                )
+            found.append(trained)
+    return found
+
+
+def _warn_of_best(directory, flags_of):
+    evaluations = (directory / "metrics.jsonl").read_text().splitlines()
+    if len(evaluations) > 1 and flags_of.get("keep") != "last":
+        shared.LOG.warning(
+            "%s is the best of several evaluations on the dev set. Train with "
+            "--keep=last to compare the last step.",
+            directory,
         )
 
 
-def _find_runs(folder):
-    """Yields each run of a folder with its structure and seed."""
+def _read_run(directory, flags_of):
     from bert_pruning.compression.structure import Structure
-    from bert_pruning.training.run import parse_flags
 
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}.")
-    expected, first = None, None
-    for directory in sorted(folder.iterdir()):
-        if not all(
-            (directory / name).exists()
-            for name in ("DONE", "flags.cfg", "metrics.jsonl")
-        ):
-            continue
-        flags_of = parse_flags((directory / "flags.cfg").read_text())
-        seed = int(flags_of.get("seed", 0))
-        others = {
-            name: settings.whole_value(name, value)
-            for name, value in flags_of.items()
-            if name not in RESUMABLE_FLAGS | {"seed", "structure"}
-        }
-        if expected is None:
-            expected, first = others, directory
-        differing = [
-            f"--{name}"
-            for name in sorted(expected.keys() | others.keys())
-            if expected.get(name) != others.get(name)
-        ]
-        if differing:
+    structure, kind, level = None, "full", "0/0"
+    if "structure" in flags_of:
+        path = str(directory / "structure.json")
+        structure = Structure.load(path)
+        kind, level = (structure.about.get(key) for key in ("kind", "level"))
+        if kind not in KINDS:
             raise UserError(
-                f"{first} and {directory} differ in {', '.join(differing)}. "
-                "Runs that are compared differ in --seed and --structure alone."
+                f"{path} does not say that it is a ticket. Draw it by "
+                "`tickets`."
             )
-        if len((directory / "metrics.jsonl").read_text().splitlines()) > 1:
-            shared.LOG.warning(
-                "%s is the best of several evaluations on the dev set. Train "
-                "with --eval_steps=1000000 to compare the last step.",
-                directory,
-            )
-        structure = None
-        if "structure" in flags_of:
-            path = str(directory / "structure.json")
-            structure = Structure.load(path)
-            if structure.about.get("kind") not in KINDS:
-                raise UserError(
-                    f"{path} does not say that it is a ticket. Draw it by "
-                    "`tickets`."
-                )
-        yield directory, structure, seed
+    name = flags_of["task_name"]
+    if name.lower() not in shared.SPECIAL_TASKS:
+        name = tasks.get_task(name).title
+    seed = int(flags_of["seed"])
+    return _Trained(directory, name, kind, level, seed, structure)
 
 
-def _score(dev_sets, directory, structure, seed):
+def _score(dev_sets, trained):
     import tf_keras as keras
 
     from bert_pruning.commands import inputs
@@ -161,12 +187,13 @@ def _score(dev_sets, directory, structure, seed):
     from bert_pruning.delivery import phases
     from bert_pruning.training.evaluation import Evaluator
 
-    checkpoint = inputs.load_checkpoint(str(directory))
+    shared.follow_run(str(trained.directory))
+    checkpoint = inputs.load_checkpoint(str(trained.directory))
     task = inputs.evaluation_task(checkpoint)
     keras.backend.clear_session()  # Of the run before.
     model = inputs.restore_classifier(checkpoint, task)
     # Tokenised once for all runs of a task.
-    key = task.title, checkpoint.vocabulary
+    key = task.title, checkpoint.vocabulary, FLAGS.max_seq_length
     if key not in dev_sets:
         tokenizer = inputs.find_tokenizer(checkpoint)
         dev_sets[key] = inputs.read_encoded(task, "dev", tokenizer)[1]
@@ -176,16 +203,15 @@ def _score(dev_sets, directory, structure, seed):
     for rows in (slice(None), *phases.split_halves(len(dataset))):
         found = compute_metrics(task, dataset.labels[rows], logits[rows])
         values.append(round(float(found[task.primary_metric]), 6))
-    kind, level, left = "full", "0/0", 100.0
-    if structure is not None:
-        kind, level = structure.about["kind"], structure.about["level"]
+    left = 100.0
+    if trained.structure is not None:
         whole = dataclasses.replace(
             checkpoint.config,
-            num_heads=structure.num_heads,
-            intermediate_sizes=structure.intermediate_sizes,
+            num_heads=trained.structure.num_heads,
+            intermediate_sizes=trained.structure.intermediate_sizes,
         )
-        share = costs.parameters(checkpoint.config) / costs.parameters(whole)
-        left = round(100 * share, 3)
+        left = round(costs.percent_left(checkpoint.config, whole), 3)
     return phases.Row(
-        *(task.title, kind, level, left, seed, task.primary_metric), *values
+        *(task.title, trained.kind, trained.level, left, trained.seed),
+        *(task.primary_metric, *values),
     )

@@ -13,7 +13,8 @@ with its flags but --output_dir:
 
 `{student}` is the output directory of that stage. `{task_name}`, `{data_dir}`,
 `{init_checkpoint}`, `{here}` (the recipe's folder), `{task}` (the task in lower
-case) and what --set gives are replaced likewise. A name with placeholders is a
+case), `{runs}` (the folder above those of the stages) and what --set gives are
+replaced likewise. A name with placeholders is a
 stage for each of their values, which --set gives with commas between:
 
     seed = 1,2,3
@@ -51,8 +52,8 @@ from bert_pruning.outputs import check_writable
 FLAGS = flags.FLAGS
 
 COMMANDS = (
-    *("train", "evaluate", "predict", "score", "shrink", "tickets", "augment"),
-    *("prepare", "export"),
+    *("train", "evaluate", "predict", "score", "shrink", "tickets", "phases"),
+    *("augment", "prepare", "export"),
 )
 
 # What stands for a flag, used or not.
@@ -129,7 +130,11 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
             if one that --set gives is not in the recipe.
     """
     given = values.keys() - _FROM_FLAGS
-    values = {**values, "here": str(Path(path).parent)}
+    values = {
+        **values,
+        "here": str(Path(path).parent),
+        "runs": str(output_dir),
+    }
     stages, used = [], set()
     for number, line in _lines(path):
         where = f"{path}:{number}"
@@ -297,7 +302,10 @@ def _refers_to(stage, other):
     for text in stage.arguments:
         name, _, value = text.lstrip("-").partition("=")
         for path in shared.paths_of(name, value):
-            if shared.is_inside(path, folder):
+            # All runs in a folder are those of its stages, too.
+            if shared.is_inside(path, folder) or (
+                name == "runs" and shared.is_inside(folder, path)
+            ):
                 return True
     return False
 

@@ -73,10 +73,11 @@ def main():
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
     made = _combine() if _combines() else _draw(checkpoint)
-    whole = costs.parameters(checkpoint.config)
     index = []
     for name, ticket in made.items():
-        left = costs.parameters(ticket.shrink(checkpoint.config)) / whole
+        left = costs.percent_left(
+            ticket.shrink(checkpoint.config), checkpoint.config
+        )
         index.append(
             {
                 "file": f"{name}.json",
@@ -86,7 +87,7 @@ def main():
                 "blocks_out": sum(map(bool, ticket.intermediate_sizes))
                 - sum(map(bool, ticket.neurons)),
                 "seed": ticket.about.get("seed"),
-                "percent_left": round(100 * left, 3),
+                "percent_left": round(left, 3),
             }
         )
     run.begin()

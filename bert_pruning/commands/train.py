@@ -80,6 +80,13 @@ def define_flags():
     real("clip_norm", 1.0, "Largest global gradient norm; 0: none.", 0.0)
     number("seed", 42, "Of data order, new weights and dropout.", 0, 2**31 - 1)
     number("eval_steps", 0, "Steps between evaluations; 0: an epoch.", 0)
+    flags.DEFINE_enum(
+        "keep",
+        "best",
+        ["best", "last"],
+        "Which evaluation's model is the run's: the best on the dev set, of "
+        "those at the final sparsity or size, or the last step's.",
+    )
     real(
         "patience",
         None,
@@ -168,6 +175,11 @@ def check_flags():
                 f"--pruning_end={FLAGS.pruning_end:g} and "
                 f"--warmup_proportion={FLAGS.warmup_proportion:g}."
             )
+    if FLAGS.keep == "last" and FLAGS.patience is not None:
+        raise UserError(
+            "--patience ends a training at its best evaluation, which "
+            "--keep=last would not keep. Leave one out."
+        )
     if FLAGS.max_steps is None and FLAGS.num_train_epochs <= 0:
         raise UserError(
             "--num_train_epochs must be positive. Received: "

@@ -170,6 +170,17 @@ def parameters(config, num_outputs=None):
     return _count_weights(config, lambda row: row.group in groups, num_outputs)
 
 
+def percent_left(part, whole, count=parameters):
+    """Returns how much of a model a part of it has, in percent.
+
+    Args:
+        part: BertConfig.
+        whole: BertConfig.
+        count: function of a BertConfig. What is compared.
+    """
+    return 100 * count(part) / count(whole)
+
+
 def encoder_parameters(config):
     """Number of parameters of the encoder's layers, from the shape alone.
 

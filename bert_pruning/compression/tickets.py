@@ -17,7 +17,7 @@ from bert_pruning.modeling.config import BertConfig
 
 KINDS = ("winning", "losing", "random")
 
-_LEVEL = re.compile(r"(?P<heads>\d+)/(?P<blocks>\d+)|(?P<percent>[\d.]+)")
+_LEVEL = re.compile(r"(?P<heads>\d+)[/_](?P<blocks>\d+)|(?P<percent>[\d.]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Level:
     Example:
 
     ```python
-    Level.parse("14/1", bert_base)  # 14 heads and 1 block
+    Level.parse("14/1", bert_base)  # 14 heads and 1 block; also "14_1"
     Level.parse("20", bert_base)  # 20 percent of the heads: 28, and 2 blocks
     ```
     """

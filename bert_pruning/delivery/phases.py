@@ -85,6 +85,74 @@ def to_csv(rows: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
+def read_csv(path: str) -> list[Row]:
+    """Reads the rows that `to_csv` wrote.
+
+    Raises:
+        UserError: if the file is missing or holds something else.
+    """
+    types = {field.name: field.type for field in dataclasses.fields(Row)}
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != list(types):
+                raise ValueError(f"its columns are {reader.fieldnames}")
+            return [
+                Row(**{name: kind(row[name]) for name, kind in types.items()})
+                for row in reader
+            ]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"Cannot read {path} as a phases.csv: {error}."
+        ) from error
+
+
+def find_levels(rows: Sequence) -> dict[str, list[str]]:
+    """Returns each task's levels that can be compared with its whole model.
+
+    Those whose winning tickets have the seeds of the whole model's runs: a
+    level of which seeds are missing may have been lucky.
+
+    Args:
+        rows: sequence of what has a `task`, `kind`, `level` and `seed`.
+
+    Raises:
+        UserError: if a task has no such level, or something twice.
+    """
+    found = {}
+    for row in rows:
+        seeds = found.setdefault(row.task, {}).setdefault(
+            (row.kind, row.level), set()
+        )
+        if row.seed in seeds:
+            raise UserError(
+                f"{row.task} has the {row.kind} model of level {row.level} and "
+                f"seed {row.seed} twice."
+            )
+        seeds.add(row.seed)
+    levels = {}
+    for task, groups in found.items():
+        full = groups.get(("full", "0/0"), set())
+        winning = {
+            level: seeds
+            for (kind, level), seeds in groups.items()
+            if kind == "winning"
+        }
+        if not full or not winning:
+            raise UserError(
+                f"{task} has {len(full)} runs of the whole model and "
+                f"{sum(map(len, winning.values()))} of winning tickets; both "
+                "are compared."
+            )
+        levels[task] = [level for level in winning if winning[level] == full]
+        if not levels[task]:
+            raise UserError(
+                f"No level of {task}'s winning tickets has the seeds of its "
+                f"whole models, {', '.join(map(str, sorted(full)))}."
+            )
+    return levels
+
+
 def choose(rows: Sequence[Row]) -> list[Choice]:
     """Chooses each task's super ticket on one half of its dev set.
 
@@ -95,37 +163,22 @@ def choose(rows: Sequence[Row]) -> list[Choice]:
         UserError: if a task lacks one of them.
     """
     choices = []
-    for task in dict.fromkeys(row.task for row in rows):
-        full = [r for r in rows if (r.task, r.kind) == (task, "full")]
-        winning = [r for r in rows if (r.task, r.kind) == (task, "winning")]
-        if not full or not winning:
-            raise UserError(
-                f"{task} has {len(full)} runs of the whole model and "
-                f"{len(winning)} of winning tickets; both are compared."
-            )
-        levels = {}
-        for row in winning:
-            levels.setdefault(row.level, []).append(row)
-        # A level of which seeds are missing may have been lucky.
-        seeds = {row.seed for row in full}
-        levels = {
-            level: group
-            for level, group in levels.items()
-            if {row.seed for row in group} == seeds
-        }
-        if not levels:
-            raise UserError(
-                f"No level of {task}'s winning tickets has the seeds of its "
-                f"whole models, {', '.join(map(str, sorted(seeds)))}."
-            )
-        best = max(levels, key=lambda level: _mean(levels[level], "selection"))
+    for task, levels in find_levels(rows).items():
+        groups = {}
+        for row in rows:
+            if row.task == task and row.kind in ("full", "winning"):
+                groups.setdefault((row.kind, row.level), []).append(row)
+        best = max(
+            (groups["winning", level] for level in levels),
+            key=lambda group: _mean(group, "selection"),
+        )
         choices.append(
             Choice(
                 task,
-                best,
-                _mean(levels[best], "percent_left"),
-                _mean(levels[best], "reported"),
-                _mean(full, "reported"),
+                best[0].level,
+                _mean(best, "percent_left"),
+                _mean(best, "reported"),
+                _mean(groups["full", "0/0"], "reported"),
             )
         )
     return choices

@@ -39,6 +39,8 @@ class Plan:
         patience_steps: int or None. Steps without a better evaluation after
             which the training ends early; counted from the first evaluation
             that may be the best.
+        keeps_last: bool. Whether the last evaluation's model is kept, not the
+            best one's.
     """
 
     num_steps: int
@@ -48,6 +50,7 @@ class Plan:
     log_steps: int = 10
     accumulation: int = 1
     patience_steps: int | None = None
+    keeps_last: bool = False
 
 
 class Interrupted(Exception):
@@ -109,7 +112,7 @@ class Trainer:
         """Trains to the end of the plan, resuming where a run left off.
 
         Returns:
-            A dict: the best model's metrics, `global_step`, `loss`,
+            A dict: the kept model's metrics, `global_step`, `loss`,
             `sparsity`, `train_time` and `eval_time` (seconds).
 
         Raises:
@@ -305,6 +308,7 @@ class Trainer:
         )
         if at_target and (
             self.best is None
+            or self.plan.keeps_last
             or self._rank(metrics) > self._rank(self.best["metrics"])
         ):
             self.best = {
