@@ -9,6 +9,7 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import types
@@ -953,6 +954,18 @@ def saved(request, tmp_path):
         return directory, "bert_model.ckpt.data-00000-of-00001"
     save_huggingface(str(directory), config, weights, vocabulary, True)
     return directory, "model.safetensors"
+
+
+def test_cutting_a_run_needs_no_tensorflow(tmp_path):
+    tiny_bert.save_run(str(tmp_path), "classification")
+    code = (
+        "import sys\n"
+        "from bert_pruning.compression import costs, surgery, tickets\n"
+        "from bert_pruning.modeling.checkpoints import load_checkpoint\n"
+        f"load_checkpoint({str(tmp_path)!r})\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_missing_path_is_named(tmp_path):

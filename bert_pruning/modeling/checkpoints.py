@@ -6,6 +6,8 @@
 | Hugging Face | directory | yes | `save_huggingface` |
 | our run | directory | yes | `save_huggingface` |
 | keras-hub preset | `preset:NAME` | yes | no |
+
+Only the official format needs TensorFlow, which is imported for it alone.
 """
 
 import dataclasses
@@ -18,7 +20,6 @@ import numpy as np
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import huggingface
 from bert_pruning.modeling import keras_hub_preset
-from bert_pruning.modeling import official
 from bert_pruning.modeling.config import BertConfig
 from bert_pruning.modeling.files import is_lower_case
 from bert_pruning.modeling.files import read_json
@@ -245,6 +246,8 @@ def save_official(
         UserError: if the directory cannot be written to, or the official
             code could not build the model.
     """
+    from bert_pruning.modeling import official
+
     _check_vocabulary(config, vocabulary)
     with replaced_files(directory, last=[official.CONFIG_FILE]) as partial:
         official.write_official(partial, config, weights, vocabulary)
@@ -257,6 +260,8 @@ def _read(path):
     if os.path.isdir(path):
         return _read_directory(path)
     if os.path.exists(f"{path}.index"):
+        from bert_pruning.modeling import official
+
         return {**official.read_official(path), "source": "official"}
     if os.path.exists(path):
         raise UserError(
@@ -282,6 +287,9 @@ def _read_directory(path):
     is_official = any(name.endswith(".index") for name in there)
     if is_huggingface or (huggingface.CONFIG_FILE in there and not is_official):
         return huggingface.read_huggingface(path)
+
+    from bert_pruning.modeling import official
+
     if is_official or official.CONFIG_FILE in there:
         prefix = official.find_prefix(path)
         return {**official.read_official(prefix), "source": "official"}
