@@ -276,24 +276,25 @@ def _find_waiting(stages):
     """
     context = multiprocessing.get_context("spawn")
     waiting, checked = [], []
-    for stage in stages:
-        # A process of its own for each: commands define the same flags.
-        with context.Pool(1) as pool:
-            error, parsed = pool.apply(_parse, (stage,))
-        if not error:
-            error = _find_missing(parsed.settings, checked)
-        if error:
-            raise UserError(f"Stage {stage.title}: {error}")
-        checked.append((stage, parsed))
-        anew = [other for other in waiting if _refers_to(stage, other)]
-        if anew and _finished(stage):
-            raise UserError(
-                f"Stage {stage.title} is finished, but stage {anew[0].title}, "
-                "from which it takes something, is to be run anew. Delete "
-                f"{stage.directory}, too."
-            )
-        if not _is_done(stage, parsed):
-            waiting.append(stage)
+    # A process of its own for each: commands define the same flags.
+    with context.Pool(maxtasksperchild=1) as pool:
+        for stage, (error, parsed) in zip(
+            stages, pool.imap(_parse, stages), strict=True
+        ):
+            if not error:
+                error = _find_missing(parsed.settings, checked)
+            if error:
+                raise UserError(f"Stage {stage.title}: {error}")
+            checked.append((stage, parsed))
+            anew = [other for other in waiting if _refers_to(stage, other)]
+            if anew and _finished(stage):
+                raise UserError(
+                    f"Stage {stage.title} is finished, but stage "
+                    f"{anew[0].title}, from which it takes something, is to be "
+                    f"run anew. Delete {stage.directory}, too."
+                )
+            if not _is_done(stage, parsed):
+                waiting.append(stage)
     return waiting
 
 
