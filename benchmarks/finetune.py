@@ -44,7 +44,7 @@ def train_ours(args, task, seed):
                 f"--train_batch_size={BATCH_SIZE}",
                 f"--seed={seed}",
                 # At the end only: the peer does not choose a checkpoint.
-                "--keep=last",
+                *("--keep=last", "--eval_steps=1000000"),
             ],
             check=True,
         )

@@ -956,11 +956,12 @@ def saved(request, tmp_path):
     return directory, "model.safetensors"
 
 
-def test_cutting_a_run_needs_no_tensorflow(tmp_path):
+def test_a_run_is_read_without_tensorflow(tmp_path):
     tiny_bert.save_run(str(tmp_path), "classification")
     code = (
         "import sys\n"
-        "from bert_pruning.compression import costs, surgery, tickets\n"
+        "from bert_pruning.commands import shrink, tickets\n"
+        "from bert_pruning.compression import costs, surgery\n"
         "from bert_pruning.modeling.checkpoints import load_checkpoint\n"
         f"load_checkpoint({str(tmp_path)!r})\n"
         "assert 'tensorflow' not in sys.modules"

@@ -651,6 +651,7 @@ def test_the_zeros_of_a_sparse_run_are_kept(place, tmp_path):
     [
         (["--pruning=lock"], "this one is dense"),
         (["--lr_schedule=rewind"], "needs --pruning=magnitude"),
+        (["--keep=last", "--patience=1"], "--keep=last would not keep"),
         (["--pruning_regrowth=shadow"], "needs --pruning=magnitude"),
         (
             [

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
+from bert_pruning.commands import settings
 from bert_pruning.compression.structure import Structure
 from bert_pruning.delivery import phases
 from bert_pruning.delivery.phases import Row
@@ -20,7 +21,8 @@ from bert_pruning.training.run import read_results
 
 def row(kind, level, left, seed, dev, selection=0.0, reported=0.0, task="RTE"):
     metric = "eval_accuracy"
-    return Row(task, kind, level, left, seed, metric, dev, selection, reported)
+    values = dev, selection, reported
+    return Row(task, kind, level, left, seed, metric, *values, "alike")
 
 
 ROWS = [
@@ -182,7 +184,7 @@ def test_runs_that_differ_in_more_are_not_compared(place, tmp_path):
     path.write_text(json.dumps(values))
     status, _, err = compare(place, tmp_path / "x", *flags)
     assert status == 2
-    assert "does not say that it is a ticket" in err
+    assert "does not say that it is a winning, losing or random" in err
     shutil.rmtree(tmp_path / "runs" / "winning_60_1")
     status, _, err = compare(place, tmp_path / "x", *flags)
     assert status == 2
@@ -226,9 +228,15 @@ def test_tables_are_joined_and_drawn_again(place, tmp_path):
     assert len(rows) == len(ROWS) + 3
     assert {*rows} == {*other, *phases.read_csv(table)}
     assert "RTE: the super ticket leaves 14/1 out" in out
+    unlike = [dataclasses.replace(each, settings="other") for each in other]
+    (tmp_path / "unlike.csv").write_text(phases.to_csv(unlike))
     (tmp_path / "bad.csv").write_text("task,kind\nRTE,full\n")
     for flag, message in (
         (f"--tables={table},{table}", "seed 1 twice"),
+        (
+            f"--tables={tmp_path}/rte.csv,{tmp_path}/unlike.csv",
+            "The runs of RTE in the tables were not trained alike",
+        ),
         (f"--tables={tmp_path}/bad.csv", "its columns are ['task', 'kind']"),
         ("--tables=nowhere.csv", "Cannot read nowhere.csv"),
         (f"--tables={tmp_path}/both/phases.csv", "would be written over"),
@@ -239,6 +247,54 @@ def test_tables_are_joined_and_drawn_again(place, tmp_path):
         assert status == 2
         assert message in err
         assert (tmp_path / "both" / "DONE").exists()
+
+
+def test_several_draws_of_a_random_ticket_are_averaged():
+    again = row("random", "14/1", 93.2, 1, 0.63)
+    text = phases.to_markdown([*ROWS, again])
+    assert phases.find_levels([*ROWS, again]) == {"RTE": ["14/1"]}
+    assert "| 14/1 | 93.2 | 0.6600 ± 0.0000 | 0.6200 ± 0.0141 |" in text
+    with pytest.raises(UserError, match="losing model of level 14/1 .* twice"):
+        phases.find_levels([*ROWS, ROWS[-1]])
+
+
+def test_folders_are_the_same_however_they_are_spelt(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    whole = f"{tmp_path}/a,{tmp_path}/b"
+    for name in ("runs", "tables", "union"):
+        assert settings.whole_value(name, "a,./b") == whole
+        assert settings.whole_value(name, "") == ""
+
+
+def test_a_picture_does_not_outlive_what_it_shows(place):
+    status, _, err = tiny_runs.run_command(
+        *("recipe", f"--recipe={place}/a.recipe", "--set=seed=1"),
+        *("--set=kind=winning,losing", "--set=level=60,20"),
+        *(f"--data_dir={place}/data", f"--output_dir={place}/runs"),
+    )
+    assert status == 2
+    assert "Stage phases is finished, but stage tickets_20_1" in err
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_runs_of_several_evaluations_and_of_several_tasks(place, tmp_path):
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    flags = [f"--runs={tmp_path}/runs"]
+    status, _, err = compare(place, tmp_path / "x", *flags)
+    assert status == 0
+    assert "is the best of several evaluations" in err
+    for path in tmp_path.glob("runs/*/flags.cfg"):
+        path.write_text(path.read_text().replace("keep=best", "keep=last"))
+    status, _, err = compare(place, tmp_path / "x", *flags, "--overwrite")
+    assert status == 0
+    assert "is the best of several evaluations" not in err
+    path = tmp_path / "runs" / "full_1" / "config.json"
+    values = json.loads(path.read_text())
+    values["bert_pruning"]["task"] = None
+    path.write_text(json.dumps(values))
+    status, _, err = compare(place, tmp_path / "y", *flags)
+    assert status == 2
+    assert "full_1 is no run of one task" in err
 
 
 def test_a_level_without_all_seeds_is_not_chosen():

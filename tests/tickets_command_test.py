@@ -157,7 +157,9 @@ def test_a_ticket_is_rewound_to_a_step_of_a_training(place, tmp_path):
     assert tickets(place, f"--output_dir={tmp_path}/t", "--levels=60")[0] == 0
     status, _, err = train(
         *(place, f"--output_dir={tmp_path}/early", "--keep=last"),
-        *("--max_steps=1", "--lr_schedule=constant", "--warmup_proportion=0"),
+        # No evaluation is better than the first.
+        *("--max_steps=2", "--eval_steps=1", "--learning_rate=0"),
+        *("--lr_schedule=constant", "--warmup_proportion=0"),
     )
     assert status == 0, err
     status, _, err = train(
@@ -166,6 +168,8 @@ def test_a_ticket_is_rewound_to_a_step_of_a_training(place, tmp_path):
         f"--structure={tmp_path}/t/winning_60.json",
     )
     assert status == 0, err
+    results = read_results(tmp_path / "early" / "eval_results.txt")
+    assert results["global_step"] == 2
     early = load_checkpoint(str(tmp_path / "early"))
     ticket = Structure.load(tmp_path / "part" / "structure.json")
     _, cut = surgery.shrink(early.config, early.weights, ticket)
@@ -232,7 +236,7 @@ def test_tickets_are_united_and_turned_round(place, tmp_path):
         ("--union=P/small.json,P/other.json", "Only structures of one model"),
         ("--complement=a.json", "Cannot read a.json"),
         ("--complement=P/small.json", "The structure is of a model with heads"),
-        ("--complement=P/other.json", "Layer 0 must keep one head at least"),
+        ("--complement=P/other.json", "other.json has no complement: Layer 0"),
     ],
 )
 def test_tickets_that_do_not_go_together_are_refused(

@@ -168,7 +168,7 @@ def run_training(run, title, build, batches, plan, **options):
         **options: The other arguments of `Trainer`.
 
     Returns:
-        dict. The results of the best evaluation.
+        dict. The results of the evaluation whose model is kept.
     """
     with Summaries(
         run.path("events"), shared.flags_as_text(), hyperparameters(title)

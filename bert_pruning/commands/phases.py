@@ -12,6 +12,7 @@ takes the phases.csv of calls before in, of other tasks or seeds.
 
 import dataclasses
 import os
+import zlib
 from pathlib import Path
 
 from absl import flags
@@ -19,8 +20,8 @@ from absl import flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import settings
 from bert_pruning.compression.tickets import KINDS
-from bert_pruning.data import tasks
 from bert_pruning.errors import UserError
+from bert_pruning.modeling.files import read_json
 from bert_pruning.training.run import RESUMABLE_FLAGS
 from bert_pruning.training.run import parse_flags
 
@@ -30,6 +31,8 @@ FLAGS = flags.FLAGS
 def define_flags():
     """Defines the flags of `phases`."""
     shared.define_data_flags()
+    # That of the runs.
+    FLAGS.set_default("max_seq_length", None)
     flags.DEFINE_list("runs", [], "Folders that hold the runs.")
     flags.DEFINE_list(
         "tables", [], "Files that earlier calls wrote, phases.csv."
@@ -83,9 +86,10 @@ def main():
     run.write_text("phases.md", table)
     with run.writing():
         phases.draw(rows, run.path("phases.png"))
+    choices = phases.choose(rows)
     run.complete()
     print(table, end="")
-    for choice in phases.choose(rows):
+    for choice in choices:
         print(
             f"{choice.task}: the super ticket leaves {choice.level} out, "
             f"{choice.percent_left:.1f} % stay; on the half of the dev set "
@@ -106,6 +110,17 @@ class _Trained:
     level: str
     seed: int
     structure: object
+    flags: dict
+
+    @property
+    def settings(self):
+        """A short name of the flags, but those that say where files are."""
+        others = {
+            name: value
+            for name, value in sorted(self.flags.items())
+            if name not in settings.PATH_FLAGS
+        }
+        return f"{zlib.crc32(repr(others).encode()):08x}"
 
 
 def _find_runs():
@@ -125,27 +140,23 @@ def _find_runs():
             flags_of = parse_flags((directory / "flags.cfg").read_text())
             _warn_of_best(directory, flags_of)
             trained = _read_run(directory, flags_of)
-            others = {
-                name: settings.whole_value(name, value)
-                for name, value in flags_of.items()
-                if name not in RESUMABLE_FLAGS | {"seed", "structure"}
-            }
-            expected, other = first.setdefault(
-                trained.task, (others, directory)
-            )
-            differing = [
-                f"--{name}"
-                for name in sorted(expected.keys() | others.keys())
-                if expected.get(name) != others.get(name)
-            ]
-            if differing:
-                raise UserError(
-                    f"{other} and {directory} differ in "
-                    f"{', '.join(differing)}. Runs that are compared differ in "
-                    "--seed and --structure alone."
-                )
+            _check_alike(trained, first.setdefault(trained.task, trained))
             found.append(trained)
     return found
+
+
+def _check_alike(trained, other):
+    differing = [
+        f"--{name}"
+        for name in sorted(trained.flags.keys() | other.flags.keys())
+        if trained.flags.get(name) != other.flags.get(name)
+    ]
+    if differing:
+        raise UserError(
+            f"{other.directory} and {trained.directory} differ in "
+            f"{', '.join(differing)}. Runs that are compared differ in --seed "
+            "and --structure alone."
+        )
 
 
 def _warn_of_best(directory, flags_of):
@@ -168,14 +179,24 @@ def _read_run(directory, flags_of):
         kind, level = (structure.about.get(key) for key in ("kind", "level"))
         if kind not in KINDS:
             raise UserError(
-                f"{path} does not say that it is a ticket. Draw it by "
-                "`tickets`."
+                f"{path} does not say that it is a {', '.join(KINDS[:-1])} or "
+                f"{KINDS[-1]} ticket. Draw it by `tickets`."
             )
-    name = flags_of["task_name"]
-    if name.lower() not in shared.SPECIAL_TASKS:
-        name = tasks.get_task(name).title
+    others = {
+        name: settings.whole_value(name, value)
+        for name, value in flags_of.items()
+        if name not in RESUMABLE_FLAGS | {"seed", "structure", "task_name"}
+    }
+    config = read_json(str(directory / "config.json"))
+    task = config.get("bert_pruning", {}).get("task")
+    if not task:
+        raise UserError(
+            f"{directory} is no run of one task with labels or scores. Only "
+            "these are compared."
+        )
+    name = task.get("data_name") or task["name"]
     seed = int(flags_of["seed"])
-    return _Trained(directory, name, kind, level, seed, structure)
+    return _Trained(directory, name, kind, level, seed, structure, others)
 
 
 def _score(dev_sets, trained):
@@ -212,6 +233,6 @@ def _score(dev_sets, trained):
         )
         left = round(costs.percent_left(checkpoint.config, whole), 3)
     return phases.Row(
-        *(task.title, trained.kind, trained.level, left, trained.seed),
-        *(task.primary_metric, *values),
+        *(trained.task, trained.kind, trained.level, left, trained.seed),
+        *(task.primary_metric, *values, trained.settings),
     )

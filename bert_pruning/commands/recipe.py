@@ -277,7 +277,8 @@ def _find_waiting(stages):
     context = multiprocessing.get_context("spawn")
     waiting, checked = [], []
     # A process of its own for each: commands define the same flags.
-    with context.Pool(maxtasksperchild=1) as pool:
+    processes = min(len(stages), os.cpu_count() or 1, 8)
+    with context.Pool(processes, maxtasksperchild=1) as pool:
         for stage, (error, parsed) in zip(
             stages, pool.imap(_parse, stages), strict=True
         ):

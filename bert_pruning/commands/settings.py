@@ -24,8 +24,10 @@ PATH_FLAGS = {
     "glove",
     "init_checkpoint",
     "keep_structure",
+    "runs",
     "scores",
     "structure",
+    "tables",
     "teacher_checkpoint",
     "tickets",
     "union",
@@ -86,7 +88,7 @@ def whole_value(name: str, value: str) -> str:
     """Spells the paths in a flag's value so that they can be compared."""
     if name not in PATH_FLAGS:
         return value
-    if name == "union":
+    if name in ("runs", "tables", "union"):
         return ",".join(map(whole_path, value.split(",")))
     if name != "tickets":
         return whole_path(value)

@@ -45,7 +45,7 @@ def define_flags():
         "levels",
         ["10", "20", "30", "40", "50", "60", "70", "80"],
         "Percent of the heads to leave out, with 5/6 of it of the blocks; or "
-        "the numbers of both, such as 28/2.",
+        "the numbers of both, such as 28/2, in recipes 28_2.",
     )
     flags.DEFINE_list(
         "kinds",
@@ -147,7 +147,12 @@ def _combine():
         made["union"] = functools.reduce(tickets.union, parts)
     if FLAGS.complement:
         ticket = Structure.load(FLAGS.complement)
-        made["complement"] = tickets.complement(ticket)
+        try:
+            made["complement"] = tickets.complement(ticket)
+        except UserError as error:
+            raise UserError(
+                f"{FLAGS.complement} has no complement: {error}"
+            ) from error
     return {
         kind: dataclasses.replace(
             structure, about={"kind": kind, "of": FLAGS[kind].value}

@@ -33,6 +33,7 @@ class Row:
         dev: float. It, on the whole dev set.
         selection: float. It, on the half of the dev set that chooses.
         reported: float. It, on the other half.
+        settings: str. Runs of one name were trained alike.
     """
 
     task: str
@@ -44,6 +45,7 @@ class Row:
     dev: float
     selection: float
     reported: float
+    settings: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,17 +116,24 @@ def find_levels(rows: Sequence) -> dict[str, list[str]]:
     level of which seeds are missing may have been lucky.
 
     Args:
-        rows: sequence of what has a `task`, `kind`, `level` and `seed`.
+        rows: sequence of what has a `task`, `kind`, `level`, `seed` and
+            `settings`.
 
     Raises:
-        UserError: if a task has no such level, or something twice.
+        UserError: if a task has no such level, runs of different settings, or
+            something twice that is no random draw.
     """
-    found = {}
+    found, settings = {}, {}
     for row in rows:
+        if settings.setdefault(row.task, row.settings) != row.settings:
+            raise UserError(
+                f"The runs of {row.task} in the tables were not trained alike: "
+                "they differ in more than --seed and --structure."
+            )
         seeds = found.setdefault(row.task, {}).setdefault(
             (row.kind, row.level), set()
         )
-        if row.seed in seeds:
+        if row.seed in seeds and row.kind != "random":
             raise UserError(
                 f"{row.task} has the {row.kind} model of level {row.level} and "
                 f"seed {row.seed} twice."

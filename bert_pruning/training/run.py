@@ -7,7 +7,8 @@ TensorBoard events beside it:
     flags.cfg  metrics.jsonl  eval_results.txt  events/  DONE
 
 While it trains, `checkpoint/` holds what a killed run resumes from, and
-`checkpoint/best/` the best model so far, itself a checkpoint.
+`checkpoint/best/` the model to be kept so far, the best or the last, itself a
+checkpoint.
 """
 
 import contextlib
@@ -163,7 +164,7 @@ class Run:
             os.replace(fresh, best)
 
     def finish(self, results):
-        """Puts the best model in place and marks the run as done."""
+        """Puts the kept model in place and marks the run as done."""
         with self.writing():
             for source in sorted(self.path("checkpoint", "best").iterdir()):
                 temporary = self.path(f".{source.name}.tmp")
@@ -197,6 +198,7 @@ class Run:
             *("bert_config.json", "bert_model.ckpt.index"),
             *("bert_model.ckpt.data-00000-of-00001",),
             *("phases.csv", "phases.md", "phases.png", "tickets.json"),
+            *("union.json", "complement.json"),
         ):
             self.path(name).unlink(missing_ok=True)
         for pattern in _FAMILIES:

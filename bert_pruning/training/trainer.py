@@ -243,7 +243,7 @@ class Trainer:
             kept = f"The last good checkpoint is kept: {saved}."
             if self.best is not None:
                 kept += (
-                    f" The best model so far, of step {self.best['step']}, is "
+                    f" The model of step {self.best['step']} is "
                     f"{self.run.path('checkpoint', 'best')}."
                 )
         raise UserError(
