@@ -248,6 +248,65 @@ def test_sparse_pre_training_has_its_published_settings():
             assert (flags.temperature, flags.logits_loss) == (2.0, "kl")
 
 
+def flags_of(stages):
+    """What `train` reads in each stage, by the stage's folder."""
+    found = {}
+    for stage in stages:
+        if stage.name == "train":
+            with defined_flags("train") as flags:
+                flags(stage.command[3:])
+                found[stage.directory.name] = flags.flag_values_dict()
+    return found
+
+
+@pytest.mark.parametrize("sparsity", [80, 90])
+def test_the_zeros_of_pre_training_are_compared_with_those_of_a_task(sparsity):
+    folder = ROOT / "configs" / "pruneofa" / "minilm"
+    before = flags_of(read_stages(folder / PRETRAIN.name, "", texts="corpus"))
+    stages = flags_of(
+        read_stages(
+            folder / "transfer.recipe", "STS-B", pretraining="P", seed="3"
+        )
+    )
+    assert {flags["seed"] for flags in stages.values()} == {3}
+    sparse, locked, alone = (
+        before[f"sparse_{sparsity}"],
+        stages[f"locked_{sparsity}_3"],
+        stages[f"alone_{sparsity}_3"],
+    )
+    steps = sparse["max_steps"] + locked["max_steps"]
+    assert alone["max_steps"] == steps
+    for flags in (sparse, alone):
+        every = flags["pruning_frequency"] / flags["max_steps"]
+        assert every == pytest.approx(0.01, rel=0.05)
+    pruned = (
+        *("pruning", "sparsity", "pruning_regrowth", "pruning_end"),
+        *("pruning_update_end", "lr_schedule", "warmup_proportion"),
+    )
+    assert [alone[name] for name in pruned] == [sparse[n] for n in pruned]
+    taught = (
+        *("teacher_checkpoint", "distill", "logits_loss", "temperature"),
+        *("logits_weight", "hard_label_weight", "learning_rate"),
+        *("train_batch_size", "max_seq_length", "optimizer", "weight_decay"),
+    )
+    assert [alone[name] for name in taught] == [locked[n] for n in taught]
+    assert sparse["learning_rate"] == alone["learning_rate"]
+    # In 8 bits they differ in nothing but what they go on with.
+    ours, other = (
+        {
+            name: value
+            for name, value in stages[f"{arm}_{sparsity}_3"].items()
+            if name not in ("init_checkpoint", "output_dir")
+        }
+        for arm in ("int8", "alone_int8")
+    )
+    assert ours == other
+    assert (ours["quantize"], ours["pruning"]) == ("int8", "lock")
+    dense = stages["teacher_int8_3"]
+    assert dense["init_checkpoint"] == dense["teacher_checkpoint"]
+    assert (dense["quantize"], dense["pruning"]) == ("int8", "none")
+
+
 # The published settings: schedule, learning rate, epochs, share of the cuts.
 ROSITA = {
     "student": {
