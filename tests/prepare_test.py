@@ -2,12 +2,14 @@
 
 import json
 import os
+import urllib.request
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_bert
 import tiny_runs
+from apache_beam.runners.portability.prism_runner import PrismRunner
 from folders import contents
 
 from bert_pruning.data import corpus
@@ -181,6 +183,21 @@ def test_the_same_seed_gives_the_same_files(
             assert one[name] == other[name], name
 
 
+def test_nothing_is_fetched(place, tmp_path, monkeypatch):
+    tried = []
+
+    def refuse(*arguments, **options):
+        tried.append(arguments)
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse)
+    # It may have been fetched before.
+    monkeypatch.setattr(PrismRunner, "run_pipeline", refuse)
+    status, _, err = prepare(place, tmp_path / "out")
+    assert status == 0, err
+    assert not tried
+
+
 def test_another_seed_gives_others(place, tmp_path):
     assert prepare(place, tmp_path / "a")[0] == 0
     assert prepare(place, tmp_path / "b", "--seed=7")[0] == 0
@@ -230,6 +247,8 @@ def test_the_official_format_is_that_of_the_official_code(place, tmp_path):
         (["--output_dir=P/init"], "would be written over"),
         (["--output_dir=P/texts/out"], "would be read as text"),
         (["--beam=--direct_num_workers=abc"], "Apache Beam does not take"),
+        (["--beam=--direct_num_wrkers=8"], "['--direct_num_wrkers=8']"),
+        (["--beam=direct_num_workers=8"], "['direct_num_workers=8']"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(place, tmp_path, flags, message):

@@ -6,7 +6,8 @@ r"""Makes pre-training examples of plain text.
 Then `train --task_name=pretraining --data_dir=prepared`. A document ends at a
 blank line or at the end of its file; `--input=tfds:wikipedia/20230601.en` takes
 a text of TensorFlow Datasets. The same examples come of the same text and seed
-on any Apache Beam runner, with any number of workers:
+on any Apache Beam runner, with any number of workers. Without
+--beam=--runner=NAME they are of this machine:
 
     --beam=--direct_num_workers=8 --beam=--direct_running_mode=multi_processing
 """
@@ -187,15 +188,26 @@ def _find_texts(preparation):
 
 def _beam_options():
     from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options import StandardOptions
 
-    options = PipelineOptions(FLAGS.beam)
+    options, parsers = PipelineOptions(FLAGS.beam), []
     try:
-        options.get_all_options()
+        options.get_all_options(add_extra_args_fn=parsers.append)
     except SystemExit as error:
         # So it ends for a value that it cannot read.
         raise UserError(
             f"--beam holds what Apache Beam does not take: {FLAGS.beam}."
         ) from error
+    standard = options.view_as(StandardOptions)
+    if standard.runner is None:
+        # The job server of another runner may know more of them.
+        _, unknown = parsers[0].parse_known_args(FLAGS.beam)
+        if unknown:
+            raise UserError(
+                f"--beam holds what Apache Beam does not take: {unknown}."
+            )
+        # Its DirectRunner would first download a program and try that.
+        standard.runner = "FnApiRunner"
     return options
 
 
