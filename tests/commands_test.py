@@ -658,7 +658,7 @@ def test_the_zeros_of_a_sparse_run_are_kept(place, tmp_path):
                 *("--pruning=magnitude", "--sparsity=0.5"),
                 *("--lr_schedule=rewind", "--pruning_end=0.9"),
             ],
-            "more than twice the warm-up",
+            "more than the warm-up",
         ),
         (
             [

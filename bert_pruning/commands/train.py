@@ -168,10 +168,10 @@ def check_flags():
         )
     if FLAGS.lr_schedule == "rewind":
         left = 1.0 - (FLAGS.pruning_end - FLAGS.pruning_begin)
-        if left <= 2.0 * FLAGS.warmup_proportion:
+        if left <= FLAGS.warmup_proportion:
             raise UserError(
                 "--lr_schedule=rewind falls in the steps that the ramp leaves, "
-                "which must be more than twice the warm-up. Received: "
+                "which must be more than the warm-up. Received: "
                 f"--pruning_end={FLAGS.pruning_end:g} and "
                 f"--warmup_proportion={FLAGS.warmup_proportion:g}."
             )

@@ -29,8 +29,8 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
       the warm-up, as the official BERT code does;
     - "rewind": while the sparsity rises, from step `a` to `b` in updates `I`
       steps apart, the line of `N - (b - a)` steps begins anew at each update,
-      and goes on after the last: `(n - (t - a) % I - a) / (n - w)` with
-      `n = N - (b - a)`, which begins a little above the peak.
+      and goes on after the last: `peak * (n - (t - a) % I - a) / (n - w)`
+      with `n = N - (b - a)`, but never above the peak.
 
     Args:
         peak: float. Highest learning rate.
@@ -101,7 +101,8 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
                 step < begin, length - step, length - begin - since
             )
             share = tf.where(step < end, rewound, remaining)
-            share = tf.maximum(share, 0.0) / tf.maximum(length - warmup, 1.0)
+            share = share / tf.maximum(length - warmup, 1.0)
+            share = tf.clip_by_value(share, 0.0, 1.0)
         else:
             share = remaining / tf.maximum(total, 1.0)
         if self.warmup_steps:
