@@ -84,6 +84,18 @@ def test_zeros_are_compressed():
     assert costs.stored_bytes([sparse])[1] < costs.stored_bytes([dense])[1] / 5
 
 
+def test_packed_are_the_weights_that_are_kept_and_a_bit_for_each():
+    sparse = np.zeros((10, 10), np.int8)
+    sparse[0, :7] = -3
+    dense = np.ones((4, 4), np.float32)
+    few_zeros = np.ones(64, np.float32)
+    few_zeros[:2] = 0.0
+    assert costs.packed_bytes([sparse]) == 7 + 13
+    assert costs.packed_bytes([sparse.astype(np.float32)]) == 7 * 4 + 13
+    # No smaller without the zeros.
+    assert costs.packed_bytes([dense, few_zeros]) == 4 * (16 + 64)
+
+
 def test_parameters_and_operations_are_counted_from_the_shape():
     assert costs.parameters(BERT_BASE, 2) == sum(bert_base_sizes().values())
     assert costs.parameters(BERT_BASE) == 109_483_778 - 2 * 769

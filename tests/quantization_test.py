@@ -12,6 +12,7 @@ import tiny_runs
 
 from bert_pruning.compression import surgery
 from bert_pruning.compression.structure import Structure
+from bert_pruning.delivery import report
 from bert_pruning.delivery import restoring
 from bert_pruning.delivery import tflite
 from bert_pruning.errors import UserError
@@ -20,6 +21,7 @@ from bert_pruning.modeling.checkpoints import load_checkpoint
 from bert_pruning.modeling.checkpoints import save_huggingface
 from bert_pruning.modeling.config import BertConfig
 from bert_pruning.modeling.quantization import Quantization
+from bert_pruning.modeling.quantization import as_stored
 from bert_pruning.modeling.quantization import is_range
 from bert_pruning.modeling.quantized_layers import QuantizedDense
 from bert_pruning.modeling.quantized_layers import round_weights
@@ -64,6 +66,28 @@ def logits_of(config, weights, inputs):
 
 
 # === Rounding ===
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_weights_are_stored_as_the_whole_numbers_they_are_rounded_to(
+    granularity,
+):
+    weights = normal(50, 3) * np.float32([1.0, 10.0, 0.0])
+    axis = 0 if granularity == "per_channel" else None
+    scale = np.abs(weights).max(axis, keepdims=True) / 127
+    quantization = Quantization(granularity)
+    levels = as_stored("layer_0_query/kernel", weights, quantization)
+    assert levels.dtype == np.int8
+    np.testing.assert_array_equal(
+        levels * scale, round_weights(tf.constant(weights), granularity)
+    )
+    for name in ("layer_0_query/bias", "classifier/kernel"):
+        assert as_stored(name, weights, quantization) is weights
+    table = "word_embeddings/embeddings"
+    assert as_stored(table, weights, quantization) is weights
+    quantization = dataclasses.replace(quantization, embeddings=True)
+    # One scale for the whole table.
+    assert np.abs(as_stored(table, weights, quantization)).max(0)[0] < 127
 
 
 def test_a_column_takes_255_values_up_to_its_largest():
@@ -524,6 +548,31 @@ def test_a_report_counts_8_bits(place):
         "report", f"--init_checkpoint={place}/int8"
     )
     assert "weights of 8 bits: x16.0 its kernels" in out
+
+
+def test_a_report_counts_what_is_stored_in_8_bits(place):
+    checkpoint = load_checkpoint(f"{place}/int8")
+    config = dataclasses.replace(
+        checkpoint.config, quantization=Quantization(embeddings=True)
+    )
+    found = report.measure(dataclasses.replace(checkpoint, config=config))
+    expected = raw = 0
+    for name, array in checkpoint.weights.items():
+        if is_range(name):
+            continue
+        raw += 4 * array.size
+        if name in bert.encoder_kernels(config):
+            levels = as_stored(name, array, config.quantization)
+            expected += np.count_nonzero(levels) + -(-array.size // 8)
+        elif name in ("pooler/kernel", "word_embeddings/embeddings"):
+            expected += array.size
+        else:
+            expected += 4 * array.size
+    assert found.packed_bytes == expected
+    assert found.raw_bytes == raw
+    plain = dataclasses.replace(config, quantization=None)
+    single = report.measure(dataclasses.replace(checkpoint, config=plain))
+    assert found.compressed_bytes < 0.6 * single.compressed_bytes
 
 
 # === The file ===

@@ -67,6 +67,9 @@ def test_the_three_ratios_are_of_three_things(sparse_run):
     assert measured.pruned.ratio == 4.0
     assert measured.raw_bytes == 4 * total_size()
     assert measured.compressed_bytes < measured.raw_bytes
+    # What is kept, and a bit for each weight of the first layer.
+    kept = 4 * (total_size() - zeros)
+    assert measured.packed_bytes == kept + ENCODER // 2 // 8
 
 
 def test_text_lists_every_matrix_and_says_what_a_ratio_is_over(sparse_run):
@@ -85,6 +88,8 @@ def test_text_lists_every_matrix_and_says_what_a_ratio_is_over(sparse_run):
     assert "Over all 12 encoder kernels: 1,536 of 4,096" in out
     assert f"Over the whole model: 1,536 of {total_size():,}" in out
     assert f"Stored: {4 * total_size():,} bytes raw" in out
+    packed = 4 * (total_size() - 3 * ENCODER // 8) + ENCODER // 16
+    assert f"sparse matrices: {packed:,} bytes, x" in out
     assert "eval_accuracy = 0.875" in lines
 
 
@@ -122,6 +127,8 @@ def test_json_holds_all_of_it(sparse_run):
     assert values["pruned_matrices"]["ratio"] == 4.0
     assert values["encoder_kernels"]["sparsity"] == 0.375
     assert values["whole_model"]["size"] == total_size()
+    packed = 4 * (total_size() - 3 * ENCODER // 8) + ENCODER // 16
+    assert values["packed_bytes"] == packed
     assert values["results"]["eval_accuracy"] == 0.875
     assert values["path"] == str(sparse_run)
 

@@ -14,6 +14,7 @@ from bert_pruning.delivery import tables
 from bert_pruning.delivery.latency import Latency
 from bert_pruning.modeling import bert
 from bert_pruning.modeling.config import BertConfig
+from bert_pruning.modeling.quantization import as_stored
 from bert_pruning.modeling.quantization import is_range
 
 # Tokens for which operations are counted.
@@ -35,7 +36,10 @@ class Report:
             dimensions: of the pooler and the heads.
         whole: costs.Count. Every weight, heads included.
         raw_bytes: int. All weights as float32.
-        compressed_bytes: int. The same after gzip.
+        compressed_bytes: int. After gzip, those that compute in 8 bits as
+            such.
+        packed_bytes: int. Without gzip, but without the zeros of sparse
+            matrices; see `costs.packed_bytes`.
         results: dict of floats. The run's `eval_results.txt`, if any.
         task: dict. The task as the checkpoint names it; empty if it does not.
         latencies: tuple of `latency.Latency`. Measured, if that was asked.
@@ -48,6 +52,7 @@ class Report:
     whole: costs.Count
     raw_bytes: int
     compressed_bytes: int
+    packed_bytes: int
     results: dict[str, float]
     task: Mapping = dataclasses.field(default_factory=dict)
     latencies: tuple[Latency, ...] = ()
@@ -120,6 +125,7 @@ class Report:
             },
             "raw_bytes": self.raw_bytes,
             "compressed_bytes": self.compressed_bytes,
+            "packed_bytes": self.packed_bytes,
             "results": self.results,
         }
 
@@ -142,12 +148,15 @@ def measure(checkpoint, results=None, latencies=()):
     report.encoder.sparsity, report.whole.sparsity  # 0.95, 0.737
     ```
     """
-    arrays = [
-        array
+    arrays = {
+        name: array
         for name, array in checkpoint.weights.items()
         if not is_range(name)
+    }
+    stored = [
+        as_stored(name, array, checkpoint.config.quantization)
+        for name, array in arrays.items()
     ]
-    raw, compressed = costs.stored_bytes(arrays)
     encoder = bert.encoder_kernels(checkpoint.config)
     others = [
         name
@@ -163,9 +172,10 @@ def measure(checkpoint, results=None, latencies=()):
         config=checkpoint.config,
         matrices=matrices,
         others=others,
-        whole=costs.total(arrays),
-        raw_bytes=raw,
-        compressed_bytes=compressed,
+        whole=costs.total(arrays.values()),
+        raw_bytes=sum(array.nbytes for array in arrays.values()),
+        compressed_bytes=costs.stored_bytes(stored)[1],
+        packed_bytes=costs.packed_bytes(stored),
         results=dict(results or {}),
         task=checkpoint.task or {},
         latencies=tuple(latencies),
@@ -297,7 +307,10 @@ def _compression_text(report):
         f"x{found.layers:.1f} with biases and norms; x{found.indexed:.1f} with "
         f"a bit for each weight that says whether it is kept; "
         f"x{found.model:.1f} with float32 embeddings instead, "
-        f"x{found.model_int8:.1f} with 8-bit ones"
+        f"x{found.model_int8:.1f} with 8-bit ones. All that is stored, pooler "
+        "and heads too, each weight in its bits, with one more in sparse "
+        f"matrices: {report.packed_bytes:,} bytes, "
+        f"x{report.raw_bytes / report.packed_bytes:.2f}"
     )
 
 

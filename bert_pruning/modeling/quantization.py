@@ -25,6 +25,9 @@ _HEADS = ("classifier", "classifier_*", "next_sentence", "span")
 # a few channels of a BERT are far wider than the rest.
 _ACTIVATED = ("layer_*_intermediate", "pooler", "mlm_transform")
 
+# Weights are symmetric int8, without -128: zero stands for zero.
+LEVELS = 127.0
+
 # The names of the ranges among a layer's weights: the least and the greatest
 # input, the same of the output, and the greatest magnitude of each channel.
 RANGES = ("input_range", "output_range", "output_limits")
@@ -97,6 +100,38 @@ class Quantization:
 def is_range(name):
     """Returns whether a canonical name is that of a range, no parameter."""
     return name.rsplit("/", 1)[-1] in RANGES
+
+
+def as_stored(name, array, quantization):
+    """Returns a weight in the bits that an exported model has it in.
+
+    Args:
+        name: str. Its canonical name.
+        array: float array.
+        quantization: Quantization or None.
+
+    Returns:
+        The array, or whole numbers in int8 without their scale.
+
+    Example:
+
+    ```python
+    as_stored("pooler/kernel", np.float32([[0.5, -1]]), Quantization())
+    # [[127, -127]]
+    ```
+    """
+    layer, _, weight = name.rpartition("/")
+    if quantization is None:
+        return array
+    if layer == "word_embeddings" and quantization.embeddings:
+        axis = None
+    elif weight == "kernel" and quantization.covers(layer):
+        axis = 0 if quantization.weights == "per_channel" else None
+    else:
+        return array
+    limit = np.abs(array).max(axis, keepdims=True)
+    scale = np.where(limit == 0.0, 1.0, limit) / LEVELS
+    return np.rint(array / scale).astype(np.int8)
 
 
 def new_range(shape):

@@ -13,12 +13,10 @@ import tensorflow as tf
 import tf_keras as keras
 
 from bert_pruning.modeling.quantization import GRANULARITIES
+from bert_pruning.modeling.quantization import LEVELS
 
 # Share of a batch's range in the moving average.
 _UPDATE = 0.01
-
-# Symmetric int8, without -128: zero stands for zero.
-_WEIGHT_LEVELS = 127.0
 
 # 256 values, 127 of them above zero.
 _UNIT_RANGE = (-128.0 / 127.0, 1.0)
@@ -152,7 +150,7 @@ class QuantizedDense(keras.layers.Dense):
             # The product is made in units of each channel's limit.
             limits = _value(self.output_limits, _without_zeros)
         scale = np.broadcast_to(scale[0] / limits, [self.units])
-        ends = _WEIGHT_LEVELS * scale
+        ends = LEVELS * scale
         kernel = tf.quantization.fake_quant_with_min_max_vars_per_channel(
             # (1, 1, in, out): a convolution of single pixels...
             *((levels * scale)[np.newaxis, np.newaxis], -ends, ends),
@@ -179,7 +177,7 @@ def round_weights(weights, granularity):
     """
     if _exporting.get():
         levels, scale = _constants(weights, granularity)
-        limit = float(_WEIGHT_LEVELS * scale.max())
+        limit = float(LEVELS * scale.max())
         return tf.quantization.fake_quant_with_min_max_args(
             levels * scale, -limit, limit, narrow_range=True
         )
@@ -192,7 +190,7 @@ def _levels(weights, granularity):
     values = tf.convert_to_tensor(weights)
     axis = 0 if granularity == "per_channel" else None
     limit = tf.reduce_max(tf.abs(values), axis, keepdims=True)
-    scale = tf.stop_gradient(_without_zeros(limit) / _WEIGHT_LEVELS)
+    scale = tf.stop_gradient(_without_zeros(limit) / LEVELS)
     return _nearest(values / scale), scale
 
 
