@@ -140,6 +140,19 @@ def test_examples_are_pairs_of_the_corpus(place, tmp_path):
         assert (ids[np.arange(len(ids)), second - 1] == 3).all()
 
 
+def test_text_without_full_stops_is_not_lost(place, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name in range(6):
+        (texts / f"{name}.txt").write_text(f"{WORDS[name]} film " * 500)
+    flags = (f"--input={texts}", "--dev_share=0", "--short_seq_probability=0")
+    status, _, err = prepare(place, tmp_path / "out", *flags)
+    assert status == 0, err
+    found = read_all(tmp_path / "out")["train"]
+    # Of 29 tokens each.
+    assert sum(map(len, found)) > 6 * 1000 // 29
+
+
 def test_documents_that_are_held_out_are_not_trained_on(place, tmp_path):
     status, _, err = prepare(place, tmp_path / "out")
     assert status == 0, err

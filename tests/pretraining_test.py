@@ -8,6 +8,7 @@ import pytest
 from bert_pruning.data.pretraining import Masking
 from bert_pruning.data.pretraining import PairOptions
 from bert_pruning.data.pretraining import build_pairs
+from bert_pruning.data.pretraining import cut_sentences
 from bert_pruning.errors import UserError
 
 VOCABULARY = (
@@ -137,6 +138,20 @@ def test_what_is_too_long_is_cut_where_the_options_say():
     assert len(starts) > 3
     # 20 of its 30 tokens are cut off, half of them in front.
     assert 147 < np.mean(list(starts)) < 153
+
+
+def test_a_giant_sentence_is_learnt_whole():
+    options = PairOptions(24, 0.0, nsp_probability=0.0)
+    giant, longest = np.arange(1000, 2000), np.arange(options.num_tokens)
+    document = cut_sentences([longest, giant, np.arange(3)], options)
+    np.testing.assert_array_equal(document[0], longest)
+    np.testing.assert_array_equal(np.concatenate(document[1:-1]), giant)
+    assert len(document[-1]) == 3
+    pool = [document[1:-1], *make_pool(1)]
+    pairs = list(build_pairs(pool, 0, options, np.random.default_rng(0)))
+    found = {*np.concatenate([[*pair.first, *pair.second] for pair in pairs])}
+    # Two halves of an odd number are one too many.
+    assert len(found & set(giant)) > 0.95 * len(giant)
 
 
 @pytest.mark.parametrize(

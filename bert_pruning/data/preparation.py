@@ -206,7 +206,10 @@ class _Tokenize(beam.DoFn):
         for (key, _), texts in zip(documents, sentences, strict=True):
             found = [r for r in itertools.islice(rows, len(texts)) if len(r)]
             if found:
-                yield key, found
+                yield (
+                    key,
+                    pretraining.cut_sentences(found, self._preparation.pairs),
+                )
 
 
 def _is_in(document, split, preparation):

@@ -76,6 +76,37 @@ class Pair:
     is_random: bool
 
 
+def cut_sentences(
+    sentences: Sequence[np.ndarray], options: PairOptions
+) -> list[np.ndarray]:
+    """Cuts sentences that no pair has room for into segments of one that has.
+
+    Text without full stops is one sentence, of which a pair would hold the
+    beginning alone.
+
+    Args:
+        sentences: list of int32 arrays. The token ids of a document.
+        options: PairOptions.
+
+    Example:
+
+    ```python
+    cut_sentences([np.arange(6)], PairOptions(8))  # [0 1 2], [3 4 5]
+    ```
+    """
+    size = -(-options.num_tokens // 2)
+    found = []
+    for sentence in sentences:
+        if len(sentence) <= options.num_tokens:
+            found.append(sentence)
+            continue
+        found.extend(
+            sentence[start : start + size]
+            for start in range(0, len(sentence), size)
+        )
+    return found
+
+
 def build_pairs(
     pool: Sequence[Sequence[np.ndarray]],
     index: int,
