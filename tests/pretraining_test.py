@@ -218,6 +218,20 @@ def test_as_many_as_the_official_code_hides():
             assert masked["masked_weights"][row].sum() == expected
 
 
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_batches_of_a_length_have_as_many_places_for_hidden_tokens(whole_word):
+    for limit, expected in ((None, 6), (3, 3)):
+        masking = Masking(VOCABULARY, 0.15, whole_word, limit)
+        for seed in range(5):
+            batch = make_batch(rows=3, seed=seed)
+            masked = masking.apply(batch, np.random.default_rng(seed))
+            assert masked["masked_positions"].shape == (3, expected)
+            assert masked["masked_ids"].shape == (3, expected)
+    assert masking.apply(
+        make_batch(rows=3, length=6), np.random.default_rng(0)
+    )["masked_weights"].shape == (3, 1)
+
+
 def test_of_the_hidden_80_percent_are_masks_and_10_percent_stay():
     batch = make_batch(rows=2000)
     masked = Masking(VOCABULARY).apply(batch, np.random.default_rng(0))

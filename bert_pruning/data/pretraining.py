@@ -304,7 +304,8 @@ class Masking:
         return chosen
 
     def _hide(self, ids, chosen, random):
-        width = int(chosen.sum(1).max())
+        # Of a row without padding: as few widths as lengths for XLA to compile.
+        width = int(self._counts(ids.shape[1], ids.shape[1]))
         # Chosen places first, in their order.
         positions = np.argsort(~chosen, axis=1, kind="stable")[:, :width]
         weights = np.take_along_axis(chosen, positions, 1)
