@@ -583,11 +583,18 @@ def test_a_classifier_that_nothing_teaches_is_refused(refused, place):
     teacher = f"--teacher_checkpoint={place}/teacher"
     hidden = (teacher, "--distill=hidden,attention")
     assert "neither the teacher nor the labels" in refused(*hidden)
-    logits = (teacher, "--distill=logits", "--logits_weight=0")
-    assert "neither the teacher nor the labels" in refused(*logits)
     # Past this check, to the next mistake.
     error = refused(*hidden, "--hard_label_weight=1", "--data_dir=none")
     assert "'none'" in error
+
+
+@pytest.mark.parametrize("feature", distillation_flags.FEATURES)
+def test_a_feature_without_weight_is_refused(refused, place, feature):
+    error = refused(
+        *(f"--teacher_checkpoint={place}/teacher", f"--{feature}_weight=0"),
+        "--distill=logits,hidden,attention",
+    )
+    assert f"--{feature}_weight=0 leaves nothing of {feature}" in error
 
 
 def test_pruning_is_checked_before_the_data_are_read(refused):

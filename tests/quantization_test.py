@@ -518,7 +518,7 @@ def test_tasks_are_learnt_together_in_8_bits(both):
         (["--quantize_embeddings"], "needs --quantize=int8"),
         (["--quantize=int4"], "quantize"),
         (["--quantize=int8", "--quantize_layers=mlm_*"], "called mlm_*"),
-        (["--quantize=int8", "--quantize_layers=classifier"], "classifier"),
+        (["--quantize=int8", "--quantize_layers=classifier"], "stay float32"),
         (
             ["--quantize=int8", "--strategy=mirrored", "--jit_compile"],
             "leave out --jit_compile",
@@ -529,6 +529,18 @@ def test_tasks_are_learnt_together_in_8_bits(both):
 def test_wrong_flags_are_answered_before_training(place, flags, message):
     assert message in train(place, "wrong", *flags, status=2)
     assert not (place / "wrong" / "flags.cfg").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "head"), [("pretraining", "next_sentence"), ("SQuAD", "span")]
+)
+def test_heads_are_not_offered_for_8_bits(place, task, head):
+    flags = (f"--task_name={task}", "--quantize=int8")
+    error = train(
+        *(place, "wrong", *flags, f"--quantize_layers={head}"), status=2
+    )
+    assert f"is called {head}; classifiers and the like stay float32" in error
+    assert head not in error.split("The model has")[1]
 
 
 def test_a_report_counts_8_bits(place):

@@ -80,6 +80,11 @@ def check():
         )
     for feature in FEATURES:
         _check_use(f"{feature}_weight", (feature,))
+        if feature in FLAGS.distill and FLAGS[f"{feature}_weight"].value == 0:
+            raise UserError(
+                f"--{feature}_weight=0 leaves nothing of {feature} to match. "
+                f"Take it out of --distill={','.join(FLAGS.distill)}."
+            )
     _check_use("temperature", ("logits",))
     _check_use("logits_loss", ("logits",))
     _check_use("layer_map", ("hidden", "attention"))
@@ -92,8 +97,7 @@ def check():
             "--layer_map needs numbers, such as 0,2,4. Received: "
             f"{','.join(FLAGS.layer_map)}."
         )
-    taught = "logits" in FLAGS.distill and FLAGS.logits_weight > 0
-    if label_weight() > 0 or taught:
+    if label_weight() > 0 or "logits" in FLAGS.distill:
         return
     if not FLAGS.distill:
         raise UserError(
@@ -102,8 +106,7 @@ def check():
     raise UserError(
         "The classifier would learn from neither the teacher nor the labels. "
         "Add logits to --distill, or give --hard_label_weight=1. Received: "
-        f"--distill={','.join(FLAGS.distill)} "
-        f"--logits_weight={FLAGS.logits_weight:g}."
+        f"--distill={','.join(FLAGS.distill)}."
     )
 
 

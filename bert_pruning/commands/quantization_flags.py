@@ -106,15 +106,18 @@ def quantize(checkpoint, heads=("pooler",)):
 
 
 def _check_patterns(quantization, table):
-    layers = {
+    whole = dataclasses.replace(quantization, layers=("*",))
+    layers = [
         row.name.removesuffix("/kernel")
         for row in table
         if row.name.endswith("/kernel")
-    }
+    ]
+    layers = sorted(filter(whole.covers, layers))
     for pattern in quantization.layers:
         single = dataclasses.replace(quantization, layers=(pattern,))
         if not any(map(single.covers, layers)):
             raise UserError(
-                f"No Dense layer is called {pattern}. The model has "
-                f"{', '.join(sorted(layers))}."
+                f"No Dense layer that may be in 8 bits is called {pattern}; "
+                "classifiers and the like stay float32. The model has "
+                f"{', '.join(layers)}."
             )
