@@ -215,7 +215,8 @@ def test_the_stages_of_a_recipe_have_flags_that_exist(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = [word for command in commands(path) for word in command]
     given = [word.split("=", 2)[1:] for word in words if word[:6] == "--set="]
-    published = [task for task in EPOCHS if task in " ".join(header(path))]
+    tasks = [*EPOCHS, "SQuAD"]
+    published = [task for task in tasks if task in " ".join(header(path))]
     if path.name == PRETRAIN.name:
         published = [""]
     assert published
@@ -305,6 +306,29 @@ def test_the_zeros_of_pre_training_are_compared_with_those_of_a_task(sparsity):
     dense = stages["teacher_int8_3"]
     assert dense["init_checkpoint"] == dense["teacher_checkpoint"]
     assert (dense["quantize"], dense["pruning"]) == ("int8", "none")
+
+
+def test_squad_has_its_published_settings():
+    path = ROOT / "configs" / "pruneofa" / "squad.recipe"
+    stages = flags_of(read_stages(path, "SQuAD", sparse="S"))
+    assert list(stages) == ["teacher", "locked", "int8"]
+    for flags in stages.values():
+        assert flags["task_name"] == "SQuAD"
+        assert (flags["max_seq_length"], flags["doc_stride"]) == (384, 128)
+        assert flags["train_batch_size"] == 12
+    for name, rate, epochs, quantize in (
+        ("locked", 1.5e-4, 8, "none"),
+        ("int8", 1e-5, 2, "int8"),
+    ):
+        flags = stages[name]
+        assert flags["learning_rate"] == rate
+        assert flags["num_train_epochs"] == epochs
+        assert flags["quantize"] == quantize
+        assert (flags["pruning"], flags["lr_schedule"]) == ("lock", "linear")
+        assert flags["weight_decay"] == flags["warmup_proportion"] == 0.0
+        assert (flags["temperature"], flags["logits_loss"]) == (2.0, "kl")
+        assert flags["hard_label_weight"] is None
+        assert flags["seed"] == 5143
 
 
 # The published settings: schedule, learning rate, epochs, share of the cuts.
