@@ -1,6 +1,7 @@
 """Tests of encoding, caching and batching."""
 
 import collections
+import threading
 import time
 
 import numpy as np
@@ -398,3 +399,31 @@ class TestRealData:
             assert batch["input_type_ids"][row, :length].tolist() == row_types
             assert batch["input_mask"][row].sum() == length
         assert batch["label"].tolist() == examples.labels.tolist()
+
+
+def test_the_next_batch_is_made_meanwhile_and_no_other():
+    made = []
+
+    def make():
+        for number in range(5):
+            made.append((number, threading.current_thread()))
+            yield {"number": number}
+        raise UserError("truncated")
+
+    found = pipeline.prefetch(make())
+    for expected in range(5):
+        assert next(found) == {"number": expected}
+        assert len(made) <= expected + 2
+    # An error is raised when its batch is due.
+    with pytest.raises(UserError, match="truncated"):
+        next(found)
+    assert threading.current_thread() not in {thread for _, thread in made}
+    assert list(pipeline.prefetch(iter([]))) == []
+
+
+def test_batches_that_nothing_waits_for_any_more_are_not_made():
+    made = []
+    found = pipeline.prefetch({"n": made.append(n)} for n in range(1000))
+    next(found)
+    found.close()
+    assert len(made) <= 2

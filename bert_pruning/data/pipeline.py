@@ -242,6 +242,26 @@ class TrainBatches:
         ]
 
 
+def prefetch(batches: Iterator[dict]) -> Iterator[dict]:
+    """Yields the same batches, and makes the next one in a thread meanwhile.
+
+    Args:
+        batches: iterator of dicts.
+
+    Example:
+
+    ```python
+    for batch in prefetch(batches.epoch(0)):
+        train(batch)
+    ```
+    """
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch
+
+
 def eval_batches(
     dataset: EncodedDataset,
     batch_size: int,

@@ -45,6 +45,9 @@ class MaskedBatches:
 
     def epoch(self, epoch, start=0):
         """Yields the batches of one epoch; see `TrainBatches.epoch`."""
+        return pipeline.prefetch(self._hide(epoch, start))
+
+    def _hide(self, epoch, start):
         found = self.batches.epoch(epoch, start)
         for number, batch in enumerate(found, start):
             random = np.random.default_rng([self.seed, epoch, number])
