@@ -215,6 +215,45 @@ def test_other_settings_of_a_task_are_not_taken_for_more_seeds(place, tmp_path):
     assert "differ in --train_fraction" in err
 
 
+@pytest.mark.usefixtures("eagerly")
+def test_runs_that_begin_at_a_run_of_their_seed_are_compared(place, tmp_path):
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for seed, folder in enumerate(folders, start=1):
+        shutil.copytree(place / "runs", folder)
+        shutil.copytree(folder / "full_1", folder / "start")
+        for name in ("full_1", "winning_60_1", "losing_60_1", "start"):
+            begin = place / "init" if name == "start" else folder / "start"
+            change(folder / name, seed=seed, init_checkpoint=begin)
+    flags = [f"--runs={folders[0]},{folders[1]}"]
+    status, _, err = compare(place, tmp_path / "x", *flags)
+    assert status == 0, err
+    rows = phases.read_csv(str(tmp_path / "x" / "phases.csv"))
+    assert [(row.kind, row.seed) for row in rows] == [
+        (kind, seed)
+        for kind in ("full", "losing", "winning")
+        for seed in (1, 2)
+    ]
+    change(folders[1] / "start", train_fraction=0.5)
+    status, _, err = compare(place, tmp_path / "y", *flags)
+    assert status == 2
+    assert "differ in --train_fraction of the start" in err
+    change(folders[1] / "start", train_fraction=1.0, seed=1)
+    status, _, err = compare(place, tmp_path / "y", *flags)
+    assert status == 2
+    assert "SST-2 with --seed=2, begins at" in err
+    assert "A start within --runs is one of the same task and seed" in err
+
+
+def change(run, **flags):
+    """Writes other values of flags into a run's flagfile."""
+    lines = (run / "flags.cfg").read_text().splitlines()
+    kept = [
+        line for line in lines if line.split("=")[0].lstrip("-") not in flags
+    ]
+    kept += [f"--{name}={value}" for name, value in flags.items()]
+    (run / "flags.cfg").write_text("\n".join(kept) + "\n")
+
+
 def test_tables_are_joined_and_drawn_again(place, tmp_path):
     table = place / "runs" / "phases" / "phases.csv"
     other = [dataclasses.replace(each, task="RTE") for each in ROWS]

@@ -473,7 +473,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     message = str(error.value)
     assert re.search("not finite (at|after) step 6", message)
     assert f"{tmp_path}/checkpoint/ckpt-4" in message
-    assert f"of step 4, is {tmp_path}/checkpoint/best" in message
+    assert f"The model of step 4 is {tmp_path}/checkpoint/best." in message
     assert "--learning_rate" in message
     assert records_of(tmp_path)[-1]["step"] == 4
     again = make_trainer(tmp_path)

@@ -118,18 +118,18 @@ class _Trained:
         others = {
             name: value
             for name, value in sorted(self.flags.items())
-            if name not in settings.PATH_FLAGS
+            if name.split()[0] not in settings.PATH_FLAGS
         }
         return f"{zlib.crc32(repr(others).encode()):08x}"
 
 
 def _find_runs():
-    """Returns the finished runs of all folders.
+    """Returns the finished runs of all folders, but those that others start at.
 
     Raises:
         UserError: if two of a task differ in more than seed and structure.
     """
-    found, first = [], {}
+    every = {}
     for folder in map(Path, FLAGS.runs):
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}.")
@@ -138,11 +138,40 @@ def _find_runs():
             if not all((directory / name).exists() for name in names):
                 continue
             flags_of = parse_flags((directory / "flags.cfg").read_text())
-            _warn_of_best(directory, flags_of)
-            trained = _read_run(directory, flags_of)
-            _check_alike(trained, first.setdefault(trained.task, trained))
-            found.append(trained)
+            every[settings.whole_path(str(directory))] = directory, flags_of
+    starts = {
+        settings.whole_path(flags_of.get("init_checkpoint", ""))
+        for _, flags_of in every.values()
+    }
+    found, first = [], {}
+    for path, (directory, flags_of) in every.items():
+        if path in starts:
+            continue
+        _warn_of_best(directory, flags_of)
+        trained = _read_run(directory, flags_of)
+        start = settings.whole_path(flags_of.get("init_checkpoint", ""))
+        if start in every:
+            trained = _with_start(trained, *every[start])
+        _check_alike(trained, first.setdefault(trained.task, trained))
+        found.append(trained)
     return found
+
+
+def _with_start(trained, directory, flags_of):
+    """Has how a run's start was trained for its --init_checkpoint."""
+    start = _read_run(directory, flags_of)
+    if (start.task, start.seed) != (trained.task, trained.seed):
+        raise UserError(
+            f"{trained.directory}, {trained.task} with --seed={trained.seed}, "
+            f"begins at {directory}, {start.task} with --seed={start.seed}. "
+            "A start within --runs is one of the same task and seed."
+        )
+    flags_of = {
+        f"{name} of the start": start.flags[name] for name in start.flags
+    }
+    flags_of |= trained.flags
+    del flags_of["init_checkpoint"]
+    return dataclasses.replace(trained, flags=flags_of)
 
 
 def _check_alike(trained, other):
