@@ -11,6 +11,7 @@ import os
 
 from absl import flags
 
+from bert_pruning.commands.settings import PATH_LIST_FLAGS
 from bert_pruning.data import tasks
 from bert_pruning.errors import UserError
 from bert_pruning.outputs import check_writable
@@ -268,7 +269,7 @@ def paths_of(name, value):
     if name == "tickets":  # Of TASK:FILE.
         items = value.split(",") if isinstance(value, str) else value or []
         return [item.partition(":")[2] for item in items if ":" in item]
-    if name in ("runs", "tables", "union"):
+    if name in PATH_LIST_FLAGS:
         items = value.split(",") if isinstance(value, str) else value or []
         return [item for item in items if item]
     if not value or value == "tfds" or value.startswith("preset:"):

@@ -16,21 +16,21 @@ from bert_pruning.training.run import parse_flags
 
 FLAGS = flags.FLAGS
 
+# Flags that name several files or folders.
+PATH_LIST_FLAGS = {"runs", "tables", "union"}
+
 # Flags that mean the same however the path is spelt.
-PATH_FLAGS = {
+PATH_FLAGS = PATH_LIST_FLAGS | {
     "aug_train",
     "complement",
     "data_dir",
     "glove",
     "init_checkpoint",
     "keep_structure",
-    "runs",
     "scores",
     "structure",
-    "tables",
     "teacher_checkpoint",
     "tickets",
-    "union",
 }
 
 
@@ -88,7 +88,7 @@ def whole_value(name: str, value: str) -> str:
     """Spells the paths in a flag's value so that they can be compared."""
     if name not in PATH_FLAGS:
         return value
-    if name in ("runs", "tables", "union"):
+    if name in PATH_LIST_FLAGS:
         return ",".join(map(whole_path, value.split(",")))
     if name != "tickets":
         return whole_path(value)
