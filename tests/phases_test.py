@@ -205,11 +205,9 @@ def test_other_settings_of_a_task_are_not_taken_for_more_seeds(place, tmp_path):
     status, _, err = compare(place, tmp_path / "x", both)
     assert status == 2
     assert "SST-2 has the full model of level 0/0 and seed 1 twice" in err
-    for path in tmp_path.glob("runs/*/flags.cfg"):
-        text = path.read_text()
-        path.write_text(text.replace("--seed=1\n", "--seed=2\n"))
-    path = tmp_path / "runs" / "full_1" / "flags.cfg"
-    path.write_text(path.read_text().replace("fraction=1.0", "fraction=0.5"))
+    for name in ("full_1", "winning_60_1", "losing_60_1"):
+        change(tmp_path / "runs" / name, seed=2)
+    change(tmp_path / "runs" / "full_1", train_fraction=0.5)
     status, _, err = compare(place, tmp_path / "x", both)
     assert status == 2
     assert "differ in --train_fraction" in err

@@ -135,39 +135,34 @@ def _find_runs():
             raise UserError(f"There is no folder {folder}.")
         for directory in sorted(folder.iterdir()):
             names = ("DONE", "flags.cfg", "metrics.jsonl")
-            if not all((directory / name).exists() for name in names):
-                continue
-            flags_of = parse_flags((directory / "flags.cfg").read_text())
-            every[settings.whole_path(str(directory))] = directory, flags_of
-    starts = {
-        settings.whole_path(flags_of.get("init_checkpoint", ""))
-        for _, flags_of in every.values()
-    }
+            if all((directory / name).exists() for name in names):
+                path = settings.whole_path(str(directory))
+                every[path] = _read_run(directory)
+    starts = {run.flags.get("init_checkpoint") for run in every.values()}
     found, first = [], {}
-    for path, (directory, flags_of) in every.items():
+    for path, trained in every.items():
         if path in starts:
             continue
-        _warn_of_best(directory, flags_of)
-        trained = _read_run(directory, flags_of)
-        start = settings.whole_path(flags_of.get("init_checkpoint", ""))
-        if start in every:
-            trained = _with_start(trained, *every[start])
+        _warn_of_best(trained)
+        start = every.get(trained.flags.get("init_checkpoint"))
+        if start:
+            trained = _with_start(trained, start)
         _check_alike(trained, first.setdefault(trained.task, trained))
         found.append(trained)
     return found
 
 
-def _with_start(trained, directory, flags_of):
+def _with_start(trained, start):
     """Has how a run's start was trained for its --init_checkpoint."""
-    start = _read_run(directory, flags_of)
     if (start.task, start.seed) != (trained.task, trained.seed):
         raise UserError(
             f"{trained.directory}, {trained.task} with --seed={trained.seed}, "
-            f"begins at {directory}, {start.task} with --seed={start.seed}. "
-            "A start within --runs is one of the same task and seed."
+            f"begins at {start.directory}, {start.task} with "
+            f"--seed={start.seed}. A start within --runs is one of the same "
+            "task and seed."
         )
     flags_of = {
-        f"{name} of the start": start.flags[name] for name in start.flags
+        f"{name} of the start": value for name, value in start.flags.items()
     }
     flags_of |= trained.flags
     del flags_of["init_checkpoint"]
@@ -188,19 +183,21 @@ def _check_alike(trained, other):
         )
 
 
-def _warn_of_best(directory, flags_of):
-    evaluations = (directory / "metrics.jsonl").read_text().splitlines()
-    if len(evaluations) > 1 and flags_of.get("keep") != "last":
+def _warn_of_best(trained):
+    path = trained.directory / "metrics.jsonl"
+    evaluations = path.read_text().splitlines()
+    if len(evaluations) > 1 and trained.flags.get("keep") != "last":
         shared.LOG.warning(
             "%s is the best of several evaluations on the dev set. Train with "
             "--keep=last to compare the last step.",
-            directory,
+            trained.directory,
         )
 
 
-def _read_run(directory, flags_of):
+def _read_run(directory):
     from bert_pruning.compression.structure import Structure
 
+    flags_of = parse_flags((directory / "flags.cfg").read_text())
     structure, kind, level = None, "full", "0/0"
     if "structure" in flags_of:
         path = str(directory / "structure.json")
