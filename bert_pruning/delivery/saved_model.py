@@ -92,8 +92,10 @@ def save(directory, served):
     Raises:
         OSError: if it cannot be written.
     """
+    # The weights alone: of a Keras model, TensorFlow would trace all layers anew.
     module = tf.Module()
-    module.model, module.tokenizer = served.model, served.tokenizer
+    module.weights = served.model.weights
+    module.tokenizer = served.tokenizer
     texts = {
         name: tf.TensorSpec([None], tf.string, name)
         for name in served.text_names

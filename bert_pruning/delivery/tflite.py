@@ -51,7 +51,13 @@ def convert(model, output, quantization="none", batch_size=None, length=None):
 
     with quantized_layers.exporting():
         traced = forward.get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], model)
+    # The converter writes a SavedModel of what it gets: of a Keras model, all
+    # layers traced anew, which takes longer than the conversion.
+    module = tf.Module()
+    module.weights = model.weights
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [traced], module
+    )
     if quantization != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
