@@ -92,7 +92,7 @@ def save(directory, served):
     Raises:
         OSError: if it cannot be written.
     """
-    # The weights alone: of a Keras model, TensorFlow would trace all layers anew.
+    # The weights alone: TensorFlow traces all layers of a Keras model anew.
     module = tf.Module()
     module.weights = served.model.weights
     module.tokenizer = served.tokenizer

@@ -51,8 +51,8 @@ def convert(model, output, quantization="none", batch_size=None, length=None):
 
     with quantized_layers.exporting():
         traced = forward.get_concrete_function()
-    # The converter writes a SavedModel of what it gets: of a Keras model, all
-    # layers traced anew, which takes longer than the conversion.
+    # The converter writes a SavedModel of what it gets, in which TensorFlow
+    # traces all layers of a Keras model anew; that takes longer than the rest.
     module = tf.Module()
     module.weights = model.weights
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
