@@ -156,6 +156,7 @@ def test_the_runs_of_a_recipe_are_compared(place, tmp_path):
         (["--runs="], "Missing: --runs"),
         (["--runs=nowhere"], "There is no folder nowhere"),
         (["--runs=P/data"], "no finished runs of train"),
+        (["--runs=P/runs/full_1"], "full_1 is a run. Give the folder it is in"),
         (["--data_dir=nowhere"], "nowhere"),
     ],
 )
@@ -223,23 +224,64 @@ def test_runs_that_begin_at_a_run_of_their_seed_are_compared(place, tmp_path):
             begin = place / "init" if name == "start" else folder / "start"
             change(folder / name, seed=seed, init_checkpoint=begin)
     flags = [f"--runs={folders[0]},{folders[1]}"]
-    status, _, err = compare(place, tmp_path / "x", *flags)
+    status, out, err = compare(place, tmp_path / "x", *flags)
     assert status == 0, err
+    for folder in folders:
+        assert f"Not compared, others begin at it: {folder}/start\n" in out
     rows = phases.read_csv(str(tmp_path / "x" / "phases.csv"))
     assert [(row.kind, row.seed) for row in rows] == [
         (kind, seed)
         for kind in ("full", "losing", "winning")
         for seed in (1, 2)
     ]
-    change(folders[1] / "start", train_fraction=0.5)
+    # Wherever the starts lie, and when all has been moved.
+    for number, folder in enumerate(folders):
+        shutil.move(folder / "start", tmp_path / f"start_{number}")
     status, _, err = compare(place, tmp_path / "y", *flags)
     assert status == 2
-    assert "differ in --train_fraction of the start" in err
-    change(folders[1] / "start", train_fraction=1.0, seed=1)
+    assert "differ in --init_checkpoint. Runs that are compared" in err
+    moved = [tmp_path / "moved_1", tmp_path / "moved_2"]
+    for number, folder in enumerate(folders):
+        for name in ("full_1", "winning_60_1", "losing_60_1"):
+            start = tmp_path / f"start_{number}"
+            change(folder / name, init_checkpoint=start)
+    assert find_rows(place, tmp_path / "out_1", folders) == rows
+    for number, (folder, to) in enumerate(zip(folders, moved, strict=True)):
+        shutil.move(folder, to)
+        shutil.move(tmp_path / f"start_{number}", to / f"start_{number}")
+    assert find_rows(place, tmp_path / "out_2", moved) == rows
+    # Trained otherwise, of another seed, unfinished.
+    flags = [f"--runs={moved[0]},{moved[1]}"]
+    start = moved[1] / "start_1"
+    change(start, train_fraction=0.5)
     status, _, err = compare(place, tmp_path / "y", *flags)
     assert status == 2
-    assert "SST-2 with --seed=2, begins at" in err
-    assert "A start within --runs is one of the same task and seed" in err
+    assert "differ in --train_fraction of the start. Runs that" in err
+    change(start, train_fraction=1.0, seed=1)
+    status, _, err = compare(place, tmp_path / "y", *flags)
+    assert status == 2
+    assert "differ in --init_checkpoint. Runs that are compared" in err
+    change(start, seed=2)
+    (start / "DONE").unlink()
+    status, _, err = compare(place, tmp_path / "y", *flags)
+    assert status == 2
+    assert "differ in --init_checkpoint. Runs that are compared" in err
+    # All may begin at one run.
+    (start / "DONE").touch()
+    for folder in moved:
+        for name in ("full_1", "winning_60_1", "losing_60_1"):
+            change(folder / name, init_checkpoint=start)
+    shutil.move(moved[0] / "start_0", tmp_path / "start_0")
+    found = find_rows(place, tmp_path / "out_3", moved)
+    assert [row.dev for row in found] == [row.dev for row in rows]
+    assert len({row.settings for row in found}) == 1
+
+
+def find_rows(place, output_dir, folders):
+    runs = ",".join(map(str, folders))
+    status, _, err = compare(place, output_dir, f"--runs={runs}")
+    assert status == 0, err
+    return phases.read_csv(str(output_dir / "phases.csv"))
 
 
 def change(run, **flags):

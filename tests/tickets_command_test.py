@@ -90,6 +90,7 @@ def test_tickets_of_all_kinds_and_levels_are_written_at_once(place, tmp_path):
         (["--kinds=lucky"], "--kinds takes winning, losing, random"),
         (["--levels=7/0"], "can lose 6 of its 8 heads"),
         (["--levels=x"], "A level is a percentage"),
+        (["--levels=60,60"], "60 leaves out what one before does"),
         (["--seeds=-1"], "--seeds takes whole numbers"),
         (["--seeds=1,01"], "--seeds gives one twice"),
         (["--scores="], "need --scores"),

@@ -3,10 +3,12 @@ r"""Compares trained tickets with the whole model, by what they leave.
     python -m bert_pruning phases --runs=runs/phases/MRPC \
         --data_dir=glue --output_dir=phases
 
-Every finished run of `train` in the folders of --runs is scored: those with a
---structure are tickets, the others the whole model. Writes `phases.csv`,
-`phases.md` and `phases.png`, and says which winning ticket is the super
-ticket: chosen on one half of the dev set, reported on the other. --tables
+Every finished run of `train` in the folders of --runs is scored, but those
+that others of them begin at: those with a --structure are tickets, the others
+the whole model. Runs that are compared differ in --seed and --structure alone,
+or each begins at a run of its own task and seed, wherever that lies. Writes
+`phases.csv`, `phases.md` and `phases.png`, and says which winning ticket is the
+super ticket: chosen on one half of the dev set, reported on the other. --tables
 takes the phases.csv of calls before in, of other tasks or seeds.
 """
 
@@ -26,6 +28,8 @@ from bert_pruning.training.run import RESUMABLE_FLAGS
 from bert_pruning.training.run import parse_flags
 
 FLAGS = flags.FLAGS
+
+_FILES_OF_RUNS = ("DONE", "flags.cfg", "metrics.jsonl")
 
 
 def define_flags():
@@ -66,7 +70,8 @@ def main():
     found = _find_runs()
     if FLAGS.runs and not found:
         raise UserError(
-            f"There are no finished runs of train in {', '.join(FLAGS.runs)}."
+            f"There are no finished runs of train in {', '.join(FLAGS.runs)}: "
+            f"folders with {', '.join(_FILES_OF_RUNS)}."
         )
     # Before the long work: what was trained can be compared.
     phases.find_levels([*rows, *found])
@@ -102,7 +107,11 @@ def main():
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """A finished run, of a kind of ticket, level and seed or of all."""
+    """A finished run, of a kind of ticket, level and seed or of all.
+
+    Its flags are those that must be alike, and those of the run that it begins
+    at, if any; it is rewound if that one is of its task and seed.
+    """
 
     directory: Path
     task: str
@@ -111,6 +120,8 @@ class _Trained:
     seed: int
     structure: object
     flags: dict
+    init_checkpoint: str
+    is_rewound: bool
 
     @property
     def settings(self):
@@ -124,7 +135,7 @@ class _Trained:
 
 
 def _find_runs():
-    """Returns the finished runs of all folders, but those that others start at.
+    """Returns the finished runs of all folders, but those that others begin at.
 
     Raises:
         UserError: if two of a task differ in more than seed and structure.
@@ -133,53 +144,64 @@ def _find_runs():
     for folder in map(Path, FLAGS.runs):
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}.")
-        for directory in sorted(folder.iterdir()):
-            names = ("DONE", "flags.cfg", "metrics.jsonl")
-            if all((directory / name).exists() for name in names):
-                path = settings.whole_path(str(directory))
-                every[path] = _read_run(directory)
-    starts = {run.flags.get("init_checkpoint") for run in every.values()}
+        if _is_run(folder):
+            raise UserError(f"{folder} is a run. Give the folder it is in.")
+        for directory in filter(_is_run, sorted(folder.iterdir())):
+            path = settings.whole_path(str(directory))
+            every[path] = directory, _find_start(directory)
+    starts = {settings.whole_path(str(start)) for _, start in every.values()}
     found, first = [], {}
-    for path, trained in every.items():
+    for path, (directory, start) in every.items():
         if path in starts:
+            print(f"Not compared, others begin at it: {directory}")
             continue
+        trained = _read_run(directory, start)
         _warn_of_best(trained)
-        start = every.get(trained.flags.get("init_checkpoint"))
-        if start:
-            trained = _with_start(trained, start)
         _check_alike(trained, first.setdefault(trained.task, trained))
         found.append(trained)
     return found
 
 
-def _with_start(trained, start):
-    """Has how a run's start was trained for its --init_checkpoint."""
-    if (start.task, start.seed) != (trained.task, trained.seed):
-        raise UserError(
-            f"{trained.directory}, {trained.task} with --seed={trained.seed}, "
-            f"begins at {start.directory}, {start.task} with "
-            f"--seed={start.seed}. A start within --runs is one of the same "
-            "task and seed."
-        )
-    flags_of = {
-        f"{name} of the start": value for name, value in start.flags.items()
-    }
-    flags_of |= trained.flags
-    del flags_of["init_checkpoint"]
-    return dataclasses.replace(trained, flags=flags_of)
+def _is_run(directory):
+    return all((directory / name).exists() for name in _FILES_OF_RUNS)
+
+
+def _find_start(directory):
+    """Returns the finished run that another begins at, or None."""
+    path = _read_flags(directory).get("init_checkpoint")
+    if not path:
+        return None
+    # What is no longer where it was may have been moved with the run.
+    beside = directory.parent / Path(path).name
+    found = Path(path) if os.path.exists(path) else beside
+    return found if _is_run(found) and found != directory else None
 
 
 def _check_alike(trained, other):
-    differing = [
+    both = [trained, other]
+    differing = []
+    if trained.init_checkpoint != other.init_checkpoint and not all(
+        run.is_rewound for run in both
+    ):
+        differing.append("--init_checkpoint")
+    # Where one begins at a run alone, that it does is what is to be said.
+    names = (
+        trained.flags.keys() & other.flags.keys()
+        if differing
+        else (trained.flags.keys() | other.flags.keys())
+    )
+    differing += [
         f"--{name}"
-        for name in sorted(trained.flags.keys() | other.flags.keys())
+        for name in sorted(names)
         if trained.flags.get(name) != other.flags.get(name)
     ]
     if differing:
         raise UserError(
-            f"{other.directory} and {trained.directory} differ in "
+            f"{other.directory}, which begins at {other.init_checkpoint}, and "
+            f"{trained.directory}, at {trained.init_checkpoint}, differ in "
             f"{', '.join(differing)}. Runs that are compared differ in --seed "
-            "and --structure alone."
+            "and --structure alone, or each begins at a finished run of its "
+            "own task and --seed."
         )
 
 
@@ -194,10 +216,30 @@ def _warn_of_best(trained):
         )
 
 
-def _read_run(directory):
+def _read_flags(directory):
+    return parse_flags((directory / "flags.cfg").read_text())
+
+
+def _read_task(directory):
+    config = read_json(str(directory / "config.json"))
+    task = config.get("bert_pruning", {}).get("task") or {}
+    return task.get("data_name") or task.get("name")
+
+
+def _flags_to_compare(flags_of):
+    return {
+        name: settings.whole_value(name, value)
+        for name, value in flags_of.items()
+        if name not in RESUMABLE_FLAGS | {"seed", "structure", "task_name"}
+    }
+
+
+def _read_run(directory, start):
     from bert_pruning.compression.structure import Structure
 
-    flags_of = parse_flags((directory / "flags.cfg").read_text())
+    flags_of = _read_flags(directory)
+    if "seed" not in flags_of:
+        raise UserError(f"{directory}/flags.cfg does not say the --seed.")
     structure, kind, level = None, "full", "0/0"
     if "structure" in flags_of:
         path = str(directory / "structure.json")
@@ -208,21 +250,30 @@ def _read_run(directory):
                 f"{path} does not say that it is a {', '.join(KINDS[:-1])} or "
                 f"{KINDS[-1]} ticket. Draw it by `tickets`."
             )
-    others = {
-        name: settings.whole_value(name, value)
-        for name, value in flags_of.items()
-        if name not in RESUMABLE_FLAGS | {"seed", "structure", "task_name"}
-    }
-    config = read_json(str(directory / "config.json"))
-    task = config.get("bert_pruning", {}).get("task")
+    task = _read_task(directory)
     if not task:
         raise UserError(
             f"{directory} is no run of one task with labels or scores. Only "
             "these are compared."
         )
-    name = task.get("data_name") or task["name"]
-    seed = int(flags_of["seed"])
-    return _Trained(directory, name, kind, level, seed, structure, others)
+    compared = _flags_to_compare(flags_of)
+    init_checkpoint = compared.pop("init_checkpoint", "")
+    is_rewound = False
+    if start:
+        flags_of_start = _read_flags(start)
+        compared |= {
+            f"{name} of the start": value
+            for name, value in _flags_to_compare(flags_of_start).items()
+        }
+        if _read_task(start) != task:
+            name = flags_of_start.get("task_name", "")
+            compared["task_name of the start"] = name
+        elif flags_of_start.get("seed") == flags_of["seed"]:
+            is_rewound = True
+    return _Trained(
+        *(directory, task, kind, level, int(flags_of["seed"]), structure),
+        *(compared, init_checkpoint, is_rewound),
+    )
 
 
 def _score(dev_sets, trained):

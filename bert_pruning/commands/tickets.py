@@ -116,10 +116,15 @@ def _draw(checkpoint):
     from bert_pruning.compression import tickets
 
     seeds = [_parse_seed(text) for text in FLAGS.seeds]
-    levels = {
-        text.strip().replace("/", "_"): Level.parse(text, checkpoint.config)
-        for text in FLAGS.levels
-    }
+    levels = {}
+    for text in FLAGS.levels:
+        level = Level.parse(text, checkpoint.config)
+        if level in levels.values():
+            raise UserError(
+                f"--levels={','.join(FLAGS.levels)}: of this model, {text} "
+                "leaves out what one before does."
+            )
+        levels[text.strip().replace("/", "_")] = level
     scores = pruning_flags.load_scores(checkpoint) if FLAGS.scores else None
     drawn = {}
     for kind in FLAGS.kinds:
