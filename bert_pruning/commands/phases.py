@@ -147,15 +147,19 @@ def _find_runs():
         if _is_run(folder):
             raise UserError(f"{folder} is a run. Give the folder it is in.")
         for directory in filter(_is_run, sorted(folder.iterdir())):
-            path = settings.whole_path(str(directory))
-            every[path] = directory, _find_start(directory)
-    starts = {settings.whole_path(str(start)) for _, start in every.values()}
+            flags_of = _read_flags(directory)
+            start = _find_start(directory, flags_of.get("init_checkpoint"))
+            every[_whole(directory)] = directory, flags_of, start
+    starts = {
+        start: (_read_flags(start), _read_task(start))
+        for start in {start for *_, start in every.values() if start}
+    }
     found, first = [], {}
-    for path, (directory, start) in every.items():
+    for path, (directory, flags_of, start) in every.items():
         if path in starts:
             print(f"Not compared, others begin at it: {directory}")
             continue
-        trained = _read_run(directory, start)
+        trained = _read_run(directory, flags_of, starts.get(start))
         _warn_of_best(trained)
         _check_alike(trained, first.setdefault(trained.task, trained))
         found.append(trained)
@@ -166,22 +170,24 @@ def _is_run(directory):
     return all((directory / name).exists() for name in _FILES_OF_RUNS)
 
 
-def _find_start(directory):
+def _whole(path):
+    return Path(settings.whole_path(str(path)))
+
+
+def _find_start(directory, path):
     """Returns the finished run that another begins at, or None."""
-    path = _read_flags(directory).get("init_checkpoint")
     if not path:
         return None
     # What is no longer where it was may have been moved with the run.
     beside = directory.parent / Path(path).name
     found = Path(path) if os.path.exists(path) else beside
-    return found if _is_run(found) and found != directory else None
+    return _whole(found) if _is_run(found) and found != directory else None
 
 
 def _check_alike(trained, other):
-    both = [trained, other]
     differing = []
-    if trained.init_checkpoint != other.init_checkpoint and not all(
-        run.is_rewound for run in both
+    if trained.init_checkpoint != other.init_checkpoint and not (
+        trained.is_rewound and other.is_rewound
     ):
         differing.append("--init_checkpoint")
     # Where one begins at a run alone, that it does is what is to be said.
@@ -234,10 +240,9 @@ def _flags_to_compare(flags_of):
     }
 
 
-def _read_run(directory, start):
+def _read_run(directory, flags_of, start):
     from bert_pruning.compression.structure import Structure
 
-    flags_of = _read_flags(directory)
     if "seed" not in flags_of:
         raise UserError(f"{directory}/flags.cfg does not say the --seed.")
     structure, kind, level = None, "full", "0/0"
@@ -260,12 +265,12 @@ def _read_run(directory, start):
     init_checkpoint = compared.pop("init_checkpoint", "")
     is_rewound = False
     if start:
-        flags_of_start = _read_flags(start)
+        flags_of_start, task_of_start = start
         compared |= {
             f"{name} of the start": value
             for name, value in _flags_to_compare(flags_of_start).items()
         }
-        if _read_task(start) != task:
+        if task_of_start != task:
             name = flags_of_start.get("task_name", "")
             compared["task_name of the start"] = name
         elif flags_of_start.get("seed") == flags_of["seed"]:

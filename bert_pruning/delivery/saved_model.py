@@ -26,6 +26,7 @@ import tf_keras as keras
 
 from bert_pruning.data.tokenization import BertTokenizer
 from bert_pruning.delivery import spans
+from bert_pruning.modeling import bert
 from bert_pruning.training.step import INPUT_NAMES
 
 # What the texts are called: by a model of one, of two, and of questions.
@@ -92,9 +93,7 @@ def save(directory, served):
     Raises:
         OSError: if it cannot be written.
     """
-    # The weights alone: TensorFlow traces all layers of a Keras model anew.
-    module = tf.Module()
-    module.weights = served.model.weights
+    module = bert.as_module(served.model)
     module.tokenizer = served.tokenizer
     texts = {
         name: tf.TensorSpec([None], tf.string, name)

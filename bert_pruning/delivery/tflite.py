@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import interpreter as litert
 
+from bert_pruning.modeling import bert
 from bert_pruning.modeling import quantized_layers
 from bert_pruning.training.step import INPUT_NAMES
 
@@ -51,12 +52,9 @@ def convert(model, output, quantization="none", batch_size=None, length=None):
 
     with quantized_layers.exporting():
         traced = forward.get_concrete_function()
-    # The converter writes a SavedModel of what it gets, in which TensorFlow
-    # traces all layers of a Keras model anew; that takes longer than the rest.
-    module = tf.Module()
-    module.weights = model.weights
+    # The converter writes a SavedModel of what it gets.
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [traced], module
+        [traced], bert.as_module(model)
     )
     if quantization != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -407,6 +407,23 @@ def get_weights(model):
     }
 
 
+def as_module(model):
+    """Returns the model's weights as a module to write a SavedModel of.
+
+    Of a Keras model TensorFlow would trace all layers anew, which takes longer
+    than the functions that it is written for.
+
+    Args:
+        model: a model from `build_model` or `build_span_model`.
+
+    Returns:
+        A `tf.Module`; more that is to be written may be set on it.
+    """
+    module = tf.Module()
+    module.weights = model.weights
+    return module
+
+
 def draw_weights(model, names, stddev, seed):
     """Draws new kernels, each a function of the seed and its name alone.
 
