@@ -87,6 +87,7 @@ def test_tickets_of_all_kinds_and_levels_are_written_at_once(place, tmp_path):
     [
         (["--levels="], "Missing: --levels"),
         (["--kinds="], "Missing: --kinds"),
+        (["--kinds=losing,losing"], "--kinds gives one twice"),
         (["--kinds=lucky"], "--kinds takes winning, losing, random"),
         (["--levels=7/0"], "can lose 6 of its 8 heads"),
         (["--levels=x"], "A level is a percentage"),

@@ -9,7 +9,8 @@ the whole model. Runs that are compared differ in --seed and --structure alone,
 or each begins at a run of its own task and seed, wherever that lies. Writes
 `phases.csv`, `phases.md` and `phases.png`, and says which winning ticket is the
 super ticket: chosen on one half of the dev set, reported on the other. --tables
-takes the phases.csv of calls before in, of other tasks or seeds.
+takes the phases.csv of calls before in, of other tasks or seeds, but of the same
+pre-trained model, which a table does not tell.
 """
 
 import dataclasses
@@ -48,6 +49,12 @@ def define_flags():
 def check_flags():
     """Finds what is wrong before anything is loaded."""
     shared.require("output_dir")
+    for name in ("runs", "tables"):
+        if not all(FLAGS[name].value):
+            raise UserError(
+                f"--{name} has an empty item. Received: "
+                f"{','.join(FLAGS[name].value)!r}."
+            )
     if FLAGS.runs or not FLAGS.tables:
         shared.require("runs", "data_dir")
     shared.check_separate(FLAGS.output_dir, "runs", "tables")
@@ -70,8 +77,9 @@ def main():
     found = _find_runs()
     if FLAGS.runs and not found:
         raise UserError(
-            f"There are no finished runs of train in {', '.join(FLAGS.runs)}: "
-            f"folders with {', '.join(_FILES_OF_RUNS)}."
+            f"There is nothing to compare in {', '.join(FLAGS.runs)}: no "
+            f"finished runs of train, folders with {', '.join(_FILES_OF_RUNS)}, "
+            "at which no others begin."
         )
     # Before the long work: what was trained can be compared.
     phases.find_levels([*rows, *found])

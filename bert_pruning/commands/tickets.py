@@ -122,7 +122,7 @@ def _draw(checkpoint):
         if level in levels.values():
             raise UserError(
                 f"--levels={','.join(FLAGS.levels)}: of this model, {text} "
-                "leaves out what one before does."
+                "leaves out what one before does. Leave one of them away."
             )
         levels[text.strip().replace("/", "_")] = level
     scores = pruning_flags.load_scores(checkpoint) if FLAGS.scores else None
@@ -198,6 +198,10 @@ def check_flags():
             raise UserError(
                 f"--kinds takes {', '.join(KINDS)}. Received: {kind!r}."
             )
+    if len(set(FLAGS.kinds)) < len(FLAGS.kinds):
+        raise UserError(
+            f"--kinds gives one twice. Received: {','.join(FLAGS.kinds)}."
+        )
     if set(FLAGS.kinds) != {"random"} and not FLAGS.scores:
         raise UserError(
             "Winning and losing tickets need --scores, which `score "
