@@ -23,14 +23,19 @@ def glue_dir() -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def eagerly():
+def _without_tracing():
     """Runs without tracing, which takes longer than a few eager steps."""
     import tensorflow as tf
 
+    before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     yield
-    tf.config.run_functions_eagerly(False)
+    tf.config.run_functions_eagerly(before)
+
+
+# For a test, and for all of a file.
+untraced = pytest.fixture(_without_tracing, name="untraced")
+eagerly = pytest.fixture(_without_tracing, scope="module", name="eagerly")
 
 
 @pytest.fixture

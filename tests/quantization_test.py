@@ -433,7 +433,7 @@ def test_without_the_flag_training_is_in_float32_again(place):
     assert not any(map(is_range, after.weights))
 
 
-def test_a_killed_run_resumes_to_the_same_ranges(place, tmp_path):
+def test_a_killed_run_resumes_to_the_same_ranges(place, tmp_path, untraced):
     flags = ["--quantize=int8", "--pruning=lock", "--max_steps=6"]
     train(place, "through", *flags)
     data = ("--task_name=SST-2", f"--data_dir={place}/data")
@@ -442,6 +442,7 @@ def test_a_killed_run_resumes_to_the_same_ranges(place, tmp_path):
         *("train", *data, f"--init_checkpoint={place}/sparse"),
         f"--output_dir={place}/killed",
         *(*tiny_runs.QUICK, *flags, "--save_steps=1"),
+        eagerly=True,
     )
     metrics = place / "killed" / "metrics.jsonl"
     while process.is_alive() and not metrics.exists():

@@ -218,9 +218,9 @@ def run_report(*flags):
 
 
 def test_latencies_are_measured_for_each_setting(sparse_run, dense_checkpoint):
-    flags = (f"--init_checkpoint={sparse_run},{dense_checkpoint}", "--latency")
-    flags += ("--batch_sizes=1,3", "--lengths=5,16")
-    status, out, err = run_report(*flags, "--format=json")
+    flags = ("--latency", "--batch_sizes=1,3", "--lengths=5,16")
+    both = f"--init_checkpoint={sparse_run},{dense_checkpoint}"
+    status, out, err = run_report(both, *flags, "--format=json")
     assert status == 0, err
     for values in json.loads(out):
         found = values["latencies"]
@@ -228,9 +228,10 @@ def test_latencies_are_measured_for_each_setting(sparse_run, dense_checkpoint):
             *((1, 5), (3, 5), (1, 16), (3, 16))
         ]
         assert all(f["milliseconds"] > 0 for f in found)
-    status, out, _ = run_report(*flags, "--format=markdown")
+    one = f"--init_checkpoint={sparse_run}"
+    status, out, _ = run_report(one, *flags, "--format=markdown")
     assert "batch 3 of 16 tokens" in out
-    assert out.count(" ms |") == 8
+    assert out.count(" ms |") == 4
 
 
 def test_a_plot_is_a_picture_of_all_runs(

@@ -17,5 +17,6 @@ prepare_environment "$root" dev,pretraining
 cd "$root"
 "$venv_python" -m ruff check
 "$venv_python" -m ruff format --check
-# Each file's tests in one process: what they share is made once.
-exec "$venv_python" -m pytest --numprocesses=auto --dist=loadfile "$@"
+# Each process has a row of files, whose tests share what is made once; one that
+# is through takes half of what another has left.
+exec "$venv_python" -m pytest --numprocesses=auto --dist=worksteal "$@"

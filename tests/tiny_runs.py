@@ -96,7 +96,7 @@ def run_command(*arguments):
     return status, out.getvalue(), err.getvalue()
 
 
-def start_command(log, *arguments, devices=1):
+def start_command(log, *arguments, devices=1, eagerly=False):
     """Starts a command in a process of its own, to be killed.
 
     The processes are forked from one that has imported everything, because
@@ -106,6 +106,7 @@ def start_command(log, *arguments, devices=1):
         log: path of a file for what it prints.
         *arguments: the command and its flags.
         devices: int. Into how many the CPU is divided.
+        eagerly: bool. Whether nothing is traced.
 
     Returns:
         A started `multiprocessing.Process`.
@@ -115,7 +116,7 @@ def start_command(log, *arguments, devices=1):
         ["tiny_runs", "bert_pruning.commands.assembly"]
     )
     process = context.Process(
-        target=_run_and_exit, args=(str(log), arguments, devices)
+        target=_run_and_exit, args=(str(log), arguments, devices, eagerly)
     )
     process.start()
     return process
@@ -135,8 +136,9 @@ def _run(arguments):
         keras.mixed_precision.set_global_policy("float32")
 
 
-def _run_and_exit(log, arguments, devices):
+def _run_and_exit(log, arguments, devices, eagerly):
     tf = importlib.import_module("tensorflow")
+    tf.config.run_functions_eagerly(eagerly)
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * devices,

@@ -9,8 +9,8 @@ the whole model. Runs that are compared differ in --seed and --structure alone,
 or each begins at a run of its own task and seed, wherever that lies. Writes
 `phases.csv`, `phases.md` and `phases.png`, and says which winning ticket is the
 super ticket: chosen on one half of the dev set, reported on the other. --tables
-takes the phases.csv of calls before in, of other tasks or seeds, but of the same
-pre-trained model, which a table does not tell.
+takes the phases.csv of calls before in, of other tasks or seeds, but of the
+same pre-trained model, which a table does not tell.
 """
 
 import dataclasses
@@ -78,8 +78,8 @@ def main():
     if FLAGS.runs and not found:
         raise UserError(
             f"There is nothing to compare in {', '.join(FLAGS.runs)}: no "
-            f"finished runs of train, folders with {', '.join(_FILES_OF_RUNS)}, "
-            "at which no others begin."
+            "finished runs of train at which no others begin, folders with "
+            f"{', '.join(_FILES_OF_RUNS)}."
         )
     # Before the long work: what was trained can be compared.
     phases.find_levels([*rows, *found])
