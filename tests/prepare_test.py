@@ -189,14 +189,32 @@ def test_the_same_seed_gives_the_same_files(
     options = [*options, "--beam=--direct_running_mode=multi_threading"]
     assert prepare(place, tmp_path / "a")[0] == 0
     assert prepare(place, tmp_path / "b", *options)[0] == 0
-    one, other = contents(tmp_path / "a"), contents(tmp_path / "b")
+    assert_same_examples(tmp_path / "a", tmp_path / "b")
+
+
+def test_processes_give_the_same_files(place, tmp_path):
+    options = (
+        "--direct_running_mode=multi_processing",
+        "--direct_num_workers=2",
+    )
+    assert prepare(place, tmp_path / "a")[0] == 0
+    status, _, err = prepare(
+        place, tmp_path / "b", *(f"--beam={option}" for option in options)
+    )
+    assert status == 0, err
+    assert_same_examples(tmp_path / "a", tmp_path / "b")
+
+
+def assert_same_examples(one, other):
+    one, other = contents(one), contents(other)
     assert one.keys() == other.keys()
     for name in one:
         if name.endswith(("gz", "json")):
             assert one[name] == other[name], name
 
 
-def test_nothing_is_fetched(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [[], ["--beam=--runner=DirectRunner"]])
+def test_nothing_is_fetched(place, tmp_path, monkeypatch, options):
     tried = []
 
     def refuse(*arguments, **options):
@@ -206,7 +224,7 @@ def test_nothing_is_fetched(place, tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse)
     # It may have been fetched before.
     monkeypatch.setattr(PrismRunner, "run_pipeline", refuse)
-    status, _, err = prepare(place, tmp_path / "out")
+    status, _, err = prepare(place, tmp_path / "out", *options)
     assert status == 0, err
     assert not tried
 

@@ -199,7 +199,7 @@ def _beam_options():
             f"--beam holds what Apache Beam does not take: {FLAGS.beam}."
         ) from error
     standard = options.view_as(StandardOptions)
-    if standard.runner is None:
+    if (standard.runner or "direct").lower() in ("direct", "directrunner"):
         # The job server of another runner may know more of them.
         _, unknown = parsers[0].parse_known_args(FLAGS.beam)
         if unknown:
