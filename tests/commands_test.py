@@ -651,6 +651,12 @@ def test_the_zeros_of_a_sparse_run_are_kept(place, tmp_path):
         one, other = before.weights[name], after.weights[name]
         np.testing.assert_array_equal(one == 0, other == 0, name)
         assert (one != other).any()
+    status, _, err = train(
+        *(place, f"--output_dir={tmp_path}/dense", "--pruning=none"),
+        f"--init_checkpoint={tmp_path}/sparse",
+    )
+    assert status == 0
+    assert "sparse has zeros in 6 kernels. They will not stay: to keep" in err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Several tasks, trained and used as typed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny_runs
@@ -149,6 +151,14 @@ def test_a_task_s_part_is_cut_out(place, tmp_path):
     assert part.config.intermediate_sizes == (0, 32)
     assert part.task["name"] == "SST-2"
     assert not part.tasks
+    assert Structure.load(f"{path}/structure.json") == TICKET
+    smaller = ("--num_layers=1", f"--output_dir={tmp_path}/smaller")
+    status, out, err = command("shrink", place, "--task_name=sst2", *smaller)
+    assert status == 0, err
+    smaller = out.splitlines()[-1].removeprefix("Run: ")
+    structure = Structure.load(f"{smaller}/structure.json")
+    assert structure.heads == (TICKET.heads[0], ())
+    structure.check_fits(load_checkpoint(f"{place}/run").config)
     flags = data_flags(place, "SST-2")
     found = [
         tiny_runs.run_command("evaluate", f"--init_checkpoint={x}", *flags)[1]
@@ -245,9 +255,19 @@ def test_a_stopped_run_resumes_to_the_same_weights(
         return original(self, batch)
 
     monkeypatch.setattr(trainer.Trainer, "_run_step", crashing)
+    ticket = tmp_path / "ticket.json"
+    TICKET.save(ticket)
+    flags += (f"--tickets=SST-2:{ticket}",)
     with pytest.raises(Crash):
         train(place, tmp_path / "killed", *flags)
     assert len(set(steps)) == 3
+    heads = ((0, 1), TICKET.heads[1])
+    dataclasses.replace(TICKET, heads=heads).save(ticket)
+    status, _, err = train(place, tmp_path / "killed", *flags)
+    assert status == 2
+    assert f"{ticket} is not what it was when" in err
+    # What it says of its origin is not what it keeps.
+    dataclasses.replace(TICKET, about={"of": "another"}).save(ticket)
     assert train(place, tmp_path / "killed", *flags)[0] == 0
     whole, killed = (
         load_checkpoint(str(tmp_path / name)).weights

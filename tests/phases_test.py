@@ -45,7 +45,9 @@ def test_the_super_ticket_is_chosen_on_one_half_and_reported_on_the_other():
     assert choice.percent_left == pytest.approx(93.2)
     assert choice.reported == pytest.approx(0.64)
     assert choice.full == pytest.approx(0.62)
-    with pytest.raises(UserError, match="0 runs of the whole model and 3 of"):
+    with pytest.raises(
+        UserError, match="whole model: 0; of winning tickets: 3"
+    ):
         phases.choose(ROWS[2:5])
 
 
@@ -196,7 +198,10 @@ def test_runs_that_differ_in_more_are_not_compared(place, tmp_path):
     shutil.rmtree(tmp_path / "runs" / "winning_60_1")
     status, _, err = compare(place, tmp_path / "x", *flags)
     assert status == 2
-    assert "SST-2 has 1 runs of the whole model and 0 of winning" in err
+    assert (
+        "Of SST-2 there are runs of the whole model: 1; of winning tickets: 0"
+        in err
+    )
     assert not (tmp_path / "x" / "DONE").exists()
     status, _, err = compare(place, tmp_path / "runs", *flags, "--overwrite")
     assert status == 2
@@ -392,6 +397,9 @@ def test_runs_of_several_evaluations_and_of_several_tasks(place, tmp_path):
 
 
 def test_a_level_without_all_seeds_is_not_chosen():
+    levels = phases.find_levels(ROWS)
+    assert levels == {"RTE": ["14/1"]}
+    assert phases.find_incomplete(ROWS, levels) == [("RTE", "28/2")]
     rows = [row for row in ROWS if (row.level, row.seed) != ("14/1", 2)]
     with pytest.raises(UserError, match="No level of RTE.* seeds .* 1, 2"):
         phases.choose(rows)

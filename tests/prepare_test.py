@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import urllib.request
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 import tiny_bert
 import tiny_runs
 from apache_beam.runners.portability.prism_runner import PrismRunner
@@ -119,6 +121,81 @@ def test_a_byte_that_is_no_text_is_told_wherever_it_is(place, tmp_path):
     assert "Traceback" not in err
 
 
+class TinyTexts(tfds.core.GeneratorBasedBuilder):
+    """Documents as TensorFlow Datasets has them, of fewer than it is read in
+    parts."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    FEATURE, SPLIT = "text", "train"
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {self.FEATURE: tfds.features.Text()}
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {self.SPLIT: self._generate_examples()}
+
+    def _generate_examples(self):
+        for number in range(12):
+            words = f"{WORDS[number % len(WORDS)]} film . bad film ."
+            yield number, {self.FEATURE: f"{words}\n\n{words} {number}\n"}
+
+
+class TinyTitles(TinyTexts):
+    FEATURE, SPLIT = "title", "test"
+
+
+@pytest.fixture
+def datasets_dir(tmp_path, monkeypatch):
+    """An empty folder in place of the user's own."""
+    folder = str(tmp_path / "datasets")
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", folder)
+    return folder
+
+
+def test_a_text_of_tensorflow_datasets_is_read_to_the_last_row(
+    place, tmp_path, datasets_dir
+):
+    flags = ("--input=tfds:tiny_texts", "--short_seq_probability=0")
+    status, _, err = prepare(place, tmp_path / "out", *flags)
+    assert status == 0, err
+    assert "tiny_texts" in os.listdir(datasets_dir)
+    # A blank line ends no document there, each gives one pair or two.
+    found = read_all(tmp_path / "out")
+    assert sum(map(len, found["train"] + found["dev"])) >= 12
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tiny_text", "TensorFlow Datasets cannot open tiny_text: "),
+        (
+            "tiny_titles",
+            "needs a split 'train' with a feature 'text'. Rec.*test",
+        ),
+        (
+            "tiny_failing",
+            "cannot be had: No room. Tens.*datasets/tiny_failing/",
+        ),
+    ],
+)
+def test_what_tensorflow_datasets_cannot_give_is_told(
+    place, tmp_path, datasets_dir, name, message
+):
+    status, _, err = prepare(place, tmp_path / "out", f"--input=tfds:{name}")
+    assert status == 2
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "flags.cfg").exists()
+
+
+class TinyFailing(TinyTexts):
+    def _generate_examples(self):
+        raise OSError("No room.")
+
+
 # === Examples ===
 
 
@@ -151,6 +228,16 @@ def test_text_without_full_stops_is_not_lost(place, tmp_path):
     found = read_all(tmp_path / "out")["train"]
     # Of 29 tokens each.
     assert sum(map(len, found)) > 6 * 1000 // 29
+
+
+def test_a_corpus_of_which_none_is_held_out_is_refused(place, tmp_path):
+    flags = ("--dev_share=1e-9",)
+    status, _, err = prepare(place, tmp_path / "out", *flags)
+    assert status == 2
+    assert "less than two documents are of --dev_share=1e-09" in err
+    assert not (tmp_path / "out" / "DONE").exists()
+    flags += ("--format=official", "--dupe_factor=1", "--overwrite")
+    assert prepare(place, tmp_path / "out", *flags)[0] == 0
 
 
 def test_documents_that_are_held_out_are_not_trained_on(place, tmp_path):

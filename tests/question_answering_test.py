@@ -1,6 +1,7 @@
 """SQuAD, trained, scored and answered as typed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -186,6 +187,23 @@ def test_of_the_second_version_some_questions_have_no_answer(place, tmp_path):
     answers = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert set(answers.values()) == {""}
     assert (tmp_path / "out" / "null_odds.json").exists()
+
+
+def test_a_question_that_cannot_be_scored_is_told_before_training(
+    place, tmp_path
+):
+    data = tmp_path / "squad"
+    shutil.copytree(place / "squad", data)
+    dev = json.loads((data / "dev-v1.1.json").read_text())
+    dev["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []
+    (data / "dev-v1.1.json").write_text(json.dumps(dev))
+    for status, _, err in (
+        train(place, tmp_path / "run", f"--data_dir={data}"),
+        command("evaluate", place, f"--data_dir={data}"),
+    ):
+        assert status == 2
+        assert "'1-0' has no answers to compare with" in err
+    assert not (tmp_path / "run" / "flags.cfg").exists()
 
 
 def test_a_student_learns_from_a_teacher_while_it_is_pruned(place, tmp_path):

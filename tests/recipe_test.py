@@ -242,6 +242,29 @@ def test_a_wrong_flag_anywhere_is_found_before_the_first_stage(place, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ("0_0,9", "The levels 0_0 and 9 are one, 0/0"),
+        ("10,2_0", "The level 2_0 leaves 2 heads"),
+        ("100", "the level 100 % is too much"),
+    ],
+)
+def test_a_level_that_is_none_is_found_before_the_first_stage(
+    place, tmp_path, levels, message
+):
+    (tmp_path / "a.recipe").write_text(
+        "scores: score --method=random --init_checkpoint={init_checkpoint}\n"
+        "tickets_{level}: tickets --init_checkpoint={init_checkpoint} "
+        "--scores={scores} --levels={level}\n"
+    )
+    flags = (f"--set=level={levels}", f"--output_dir={tmp_path}/o")
+    finished = run(place, f"--recipe={tmp_path}/a.recipe", *flags)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert not contents(tmp_path / "o")
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--init_checkpoint=nowhere"], "teacher: there is no --init_check"),

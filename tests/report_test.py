@@ -156,6 +156,11 @@ def test_markdown_compares_checkpoints(sparse_run, dense_checkpoint):
     assert [row["zeros in encoder kernels"] for row in table] == [
         *("0.3750", "0.0000")
     ]
+    assert [row["encoder kernels, times smaller"] for row in table] == [
+        *("1.6", "1.0")
+    ]
+    packed = [float(row["MB packed"]) for row in table]
+    assert packed[1] == float(table[1]["MB raw"])
     assert [row["eval_accuracy"] for row in table] == ["0.8750", ""]
     assert "eval_time" not in rows[0]
 

@@ -29,6 +29,8 @@ SCORES = Scores(
     heads=([1.0, 4.0, 2.0, 3.0], [8.0, 7.0, 6.0, 5.0]),
     neurons=([3.0, 1.0, 2.0], [5.0, 5.0, 5.0]),
 )
+# Of what is left of the second layer.
+SECOND = Scores(heads=([3.0, 1.0, 2.0],), neurons=([1.0, 2.0],))
 
 
 def test_the_best_of_each_layer_are_kept_in_their_order():
@@ -46,6 +48,19 @@ def test_heads_are_chosen_by_the_scores_of_their_own_layer():
     structure = keep_top(CONFIG, SCORES, num_heads=1)
     assert structure.heads == ((1,), (0,))
     assert structure.neurons == ((0, 1, 2), (0, 1, 2))
+
+
+def test_two_cuts_are_one():
+    first = Structure((4, 4), (3, 3), ((), (0, 2, 3)), ((), (1, 2)))
+    second = keep_top(first.shrink(CONFIG), SECOND, num_heads=2, num_neurons=1)
+    both = first.then(second)
+    assert both.heads == ((), (0, 3))
+    assert both.neurons == ((), (2,))
+    assert both.shrink(CONFIG) == second.shrink(first.shrink(CONFIG))
+    with pytest.raises(
+        UserError, match=r"with \[4, 4\] heads; .* leaves \[3\]"
+    ):
+        first.then(keep_top(CONFIG))
 
 
 def test_layers_go_from_the_top():

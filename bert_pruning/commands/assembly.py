@@ -82,8 +82,7 @@ def train():
     # Whatever could be wrong has been looked at; now replace what was there.
     run.begin()
     if structure is not None:
-        with run.writing():
-            structure.save(run.path("structure.json"))
+        parts.keep_structure(run, "structure.json", structure, FLAGS.structure)
     LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
 
     with strategy.scope():
@@ -124,7 +123,10 @@ def _cut(checkpoint, structure):
             "layer."
         )
     whole = checkpoint.config
-    checkpoint = parts.cut(checkpoint, structure)
+    try:
+        checkpoint = parts.cut(checkpoint, structure)
+    except UserError as error:
+        raise UserError(f"{FLAGS.structure}: {error}") from error
     part = checkpoint.config
     left = costs.percent_left(part, whole)
     LOG.info(

@@ -12,6 +12,7 @@ from bert_pruning.commands import assembly
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.commands import multitask_flags
+from bert_pruning.commands import parts
 from bert_pruning.commands import pruning_flags
 from bert_pruning.commands import quantization_flags
 from bert_pruning.compression import costs
@@ -70,6 +71,8 @@ def train():
     for name, share in sizes.items():
         LOG.info("%s = %.2f", name, share)
     run.begin()
+    for name, path in files.items():
+        parts.keep_structure(run, f"ticket_{name}.json", structures[name], path)
     LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
     model = _build(checkpoint, tasks, gates, plan.num_steps, sparsity)
     evaluator = multitask.MultiTaskEvaluator(model, tasks)
@@ -133,21 +136,21 @@ def _sizes(config, structures):
     on average, and of what any task uses.
     """
     used = [structure for structure in structures.values() if structure]
-    parts = {
+    shapes = {
         name: config if structure is None else structure.shrink(config)
         for name, structure in structures.items()
     }
-    parts["all"] = config
+    shapes["all"] = config
     if len(used) == len(structures):
-        parts["all"] = functools.reduce(tickets.union, used).shrink(config)
+        shapes["all"] = functools.reduce(tickets.union, used).shrink(config)
     sizes = {}
     for title, count in (
         ("percent_left", costs.parameters),
         ("encoder_percent_left", costs.encoder_parameters),
     ):
         shares = {
-            name: round(costs.percent_left(part, config, count), 4)
-            for name, part in parts.items()
+            name: round(costs.percent_left(shape, config, count), 4)
+            for name, shape in shapes.items()
         }
         union = shares.pop("all")
         sizes.update({f"{title}_{name}": x for name, x in shares.items()})

@@ -57,10 +57,15 @@ def find_tasks():
     shared.refuse_custom_flags()
     found = []
     for name in FLAGS.task_name.split(","):
-        if name.strip().lower() == "custom":
+        if name.strip().lower() in shared.SPECIAL_TASKS:
             raise UserError(
-                "A task of one's own is trained alone. Received: "
+                f"{name.strip()} is trained alone. Received: "
                 f"--task_name={FLAGS.task_name}."
+            )
+        if not name.strip():
+            raise UserError(
+                "--task_name has an empty name between its commas. Received: "
+                f"{FLAGS.task_name}."
             )
         task = tasks.get_task(name.strip())
         shared.check_trainable(task, "train on")

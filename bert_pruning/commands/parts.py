@@ -6,6 +6,7 @@ from bert_pruning.commands import flags as shared
 from bert_pruning.compression import surgery
 from bert_pruning.compression.structure import Structure
 from bert_pruning.data import tasks
+from bert_pruning.errors import UserError
 
 
 def find_part(checkpoint, name):
@@ -46,9 +47,21 @@ def task_part(checkpoint, name):
     part = dataclasses.replace(
         part, weights={**part.weights, **classifier}, task=about["task"]
     )
-    if about["structure"] is None:
-        return part
-    return cut(part, Structure.from_dict(about["structure"], checkpoint.path))
+    ticket = ticket_of(checkpoint, name)
+    return part if ticket is None else cut(part, ticket)
+
+
+def ticket_of(checkpoint, name):
+    """Returns the structure of one task of a run of several, or None.
+
+    Args:
+        checkpoint: Checkpoint.
+        name: str. The task's.
+    """
+    values = checkpoint.tasks[name]["structure"]
+    if values is None:
+        return None
+    return Structure.from_dict(values, checkpoint.path)
 
 
 def cut(checkpoint, structure):
@@ -61,3 +74,29 @@ def cut(checkpoint, structure):
         checkpoint.config, checkpoint.weights, structure
     )
     return dataclasses.replace(checkpoint, config=config, weights=weights)
+
+
+def keep_structure(run, name, structure, path):
+    """Writes a structure that a run was given into it.
+
+    Args:
+        run: Run. Begun.
+        name: str. The file's, in the run.
+        structure: Structure.
+        path: str. Where it was read.
+
+    Raises:
+        UserError: if the run goes on, and was begun with another.
+    """
+    kept = run.path(name)
+    if run.is_resumed and kept.exists():
+        begun = Structure.load(str(kept))
+        if begun.units != structure.units:
+            raise UserError(
+                f"{path} is not what it was when {run.directory}, which is "
+                f"unfinished, was begun with it. Put that back, from {kept}, "
+                "or add --overwrite to start anew."
+            )
+        return
+    with run.writing():
+        structure.save(kept)

@@ -82,7 +82,13 @@ def main():
             f"{', '.join(_FILES_OF_RUNS)}."
         )
     # Before the long work: what was trained can be compared.
-    phases.find_levels([*rows, *found])
+    levels = phases.find_levels([*rows, *found])
+    for task, level in phases.find_incomplete([*rows, *found], levels):
+        shared.LOG.warning(
+            "%s cannot be the super ticket of %s: its winning tickets have "
+            "other seeds than the whole model's runs.",
+            *(level, task),
+        )
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     inputs.find_gpus()
     dev_sets = {}

@@ -14,6 +14,7 @@ on any Apache Beam runner, with any number of workers. Without
 
 import json
 import os
+import shlex
 import time
 
 from absl import flags
@@ -42,7 +43,13 @@ def define_flags():
     number("max_seq_length", 128, "Longest pair, in tokens.")
     real("short_seq_probability", 0.1, "Of a document in shorter pairs.")
     real("nsp_probability", 0.5, "Of a second segment from elsewhere.")
-    real("dev_share", 0.05, "Of the documents that are held out.", 0.0, 0.5)
+    real(
+        "dev_share",
+        0.05,
+        "Of the documents, held out: `train` needs some.",
+        0.0,
+        0.5,
+    )
     number("shard_rows", 50_000, "Examples in a file, about.", 1)
     text("language", "en", "Of the sentences.")
     number("seed", 42, "Of all choices.", 0, 2**31 - 1)
@@ -58,7 +65,7 @@ def define_flags():
     number("max_predictions_per_seq", 20, "format=official.", 1)
     real("masked_lm_prob", 0.15, "format=official.")
     flags.DEFINE_bool("do_whole_word_mask", False, "format=official.")
-    flags.DEFINE_multi_string("beam", [], "An option of Apache Beam.")
+    flags.DEFINE_multi_string("beam", [], "Options of Apache Beam.")
 
 
 _OFFICIAL = (
@@ -102,8 +109,8 @@ def main():
     beam, preparation = _import()
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     settings = _settings(preparation, str(run.path("checkpoint")))
-    texts = _find_texts(preparation)
     options = _beam_options()
+    texts = _find_texts(preparation, options)
     run.begin()
     with run.writing():
         # Of a pipeline that was killed nothing is used again.
@@ -175,11 +182,14 @@ def _settings(preparation, folder):
     )
 
 
-def _find_texts(preparation):
+def _find_texts(preparation, options):
     from bert_pruning.data import corpus
 
     if FLAGS.input[0].startswith(_TFDS):
-        return preparation.ReadDataset(FLAGS.input[0].removeprefix(_TFDS))
+        name = FLAGS.input[0].removeprefix(_TFDS)
+        return preparation.ReadDataset(
+            name, preparation.fetch_dataset(name, options)
+        )
     files = corpus.find_files(FLAGS.input)
     corpus.check_files(files)
     shared.LOG.info("%d files", len(files))
@@ -189,8 +199,10 @@ def _find_texts(preparation):
 def _beam_options():
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.options.pipeline_options import StandardOptions
+    from apache_beam.options.pipeline_options import WorkerOptions
 
-    options, parsers = PipelineOptions(FLAGS.beam), []
+    arguments = [word for text in FLAGS.beam for word in shlex.split(text)]
+    options, parsers = PipelineOptions(arguments), []
     try:
         options.get_all_options(add_extra_args_fn=parsers.append)
     except SystemExit as error:
@@ -201,13 +213,17 @@ def _beam_options():
     standard = options.view_as(StandardOptions)
     if (standard.runner or "direct").lower() in ("direct", "directrunner"):
         # The job server of another runner may know more of them.
-        _, unknown = parsers[0].parse_known_args(FLAGS.beam)
+        _, unknown = parsers[0].parse_known_args(arguments)
         if unknown:
             raise UserError(
                 f"--beam holds what Apache Beam does not take: {unknown}."
             )
         # Its DirectRunner would first download a program and try that.
         standard.runner = "FnApiRunner"
+        workers = options.view_as(WorkerOptions)
+        if workers.default_sdk_harness_log_level is None:
+            # Each process tells its own start and end otherwise.
+            workers.default_sdk_harness_log_level = "WARNING"
     return options
 
 
@@ -243,11 +259,11 @@ def _collect(run, settings):
             "No examples came of the corpus: it needs at least two documents "
             "that are not held out. Lower --dev_share or give more text."
         )
-    if not splits["dev"]:
-        shared.LOG.warning(
+    if not splits["dev"] and FLAGS.dev_share and FLAGS.format == "tokens":
+        raise UserError(
             "No examples are held out, and `train` needs some: less than two "
-            "documents are of --dev_share=%g. Raise it, or change --seed.",
-            FLAGS.dev_share,
+            f"documents are of --dev_share={FLAGS.dev_share:g}. Raise it, or "
+            "change --seed."
         )
     with run.writing():
         for name in found:

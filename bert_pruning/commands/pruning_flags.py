@@ -157,7 +157,10 @@ def load_scores(checkpoint):
     if os.path.isdir(path):
         path = os.path.join(path, "scores.npz")
     scores = importance.Scores.load(path)
-    scores.check_fits(checkpoint.config)
+    try:
+        scores.check_fits(checkpoint.config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if scores.about.get("fingerprint") != importance.fingerprint(
         checkpoint.weights
     ):
@@ -228,13 +231,7 @@ def build_sparsity(checkpoint, num_steps=None, heads=_TASK_HEADS):
     if FLAGS.pruning == "magnitude":
         return _gradual_sparsity(num_steps)
     if FLAGS.pruning == "lock":
-        kernels = {
-            name.removesuffix("/kernel"): array
-            for name, array in checkpoint.weights.items()
-            if name.endswith("/kernel") and name.startswith("layer_")
-        }
-        if "pooler" in heads and "pooler/kernel" in checkpoint.weights:
-            kernels["pooler"] = checkpoint.weights["pooler/kernel"]
+        kernels = _kernels(checkpoint, heads)
         found = sparsity.find_pattern(kernels, FLAGS.sparsity)
         dense = sorted(kernels.keys() - set(found.targets))
         shared.LOG.info(
@@ -244,6 +241,18 @@ def build_sparsity(checkpoint, num_steps=None, heads=_TASK_HEADS):
         )
         return found
     return None
+
+
+def _kernels(checkpoint, heads):
+    """Of the encoder, and of the pooler where the task has one."""
+    kernels = {
+        name.removesuffix("/kernel"): array
+        for name, array in checkpoint.weights.items()
+        if name.endswith("/kernel") and name.startswith("layer_")
+    }
+    if "pooler" in heads and "pooler/kernel" in checkpoint.weights:
+        kernels["pooler"] = checkpoint.weights["pooler/kernel"]
+    return kernels
 
 
 def _gradual_sparsity(num_steps):
@@ -324,6 +333,8 @@ def check_teacher(config, teacher):
 def check_model(checkpoint, heads=_TASK_HEADS):
     """Checks the flags of pruning against a model that is not built yet.
 
+    A sparse one that is about to become dense is warned of.
+
     Args:
         checkpoint: Checkpoint. To begin with.
         heads: tuple of str. Of the model, as `names.Weight.group` has them.
@@ -334,6 +345,13 @@ def check_model(checkpoint, heads=_TASK_HEADS):
     shapes_of(checkpoint.config)
     pruning = build_sparsity(checkpoint, FLAGS.max_steps, heads)
     if pruning is None:
+        sparse = sparsity.find_sparse(_kernels(checkpoint, heads))
+        if sparse:
+            shared.LOG.warning(
+                "%s has zeros in %d kernels. They will not stay: to keep them "
+                "give --pruning=lock.",
+                *(checkpoint.path, len(sparse)),
+            )
         return
     # The classifier's columns, the task's classes, are not known yet.
     kernels = {

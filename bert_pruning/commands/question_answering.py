@@ -51,6 +51,7 @@ def train():
             checkpoint.config, teacher.config
         )
     dev = _DevSet(tokenizer)
+    dev.check_answers()
     questions = squad.read_squad(
         question_answering_flags.find_file("train"), needs_answers=True
     )
@@ -94,6 +95,7 @@ def evaluate():
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
     predictor = span.SpanPredictor(_restore(checkpoint))
     dev = _DevSet(inputs.find_tokenizer(checkpoint), FLAGS.split)
+    dev.check_answers()
     return dev.score(predictor)
 
 
@@ -116,6 +118,10 @@ class _DevSet:
             question_answering_flags.find_file(split), needs_answers=False
         )
         self._windows = _encode(self.questions, tokenizer, with_labels=False)
+
+    def check_answers(self):
+        if not question_answering_flags.is_version_2():
+            squad_metrics.check_answers(self.questions)
 
     def answers(self, predictor):
         return squad_answers.find_answers(

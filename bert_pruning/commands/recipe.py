@@ -43,10 +43,12 @@ from absl import flags
 
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import settings
+from bert_pruning.commands import tickets
 from bert_pruning.commands.stages import Stage
 from bert_pruning.commands.stages import stop_on_signals
 from bert_pruning.data import tasks
 from bert_pruning.errors import UserError
+from bert_pruning.modeling import checkpoints
 from bert_pruning.outputs import check_writable
 
 FLAGS = flags.FLAGS
@@ -296,7 +298,24 @@ def _find_waiting(stages):
                 )
             if not _is_done(stage, parsed):
                 waiting.append(stage)
+    _check_levels(checked)
     return waiting
+
+
+def _check_levels(checked):
+    """Looks at all tickets before the first training.
+
+    The models of which they are drawn are trained later, of the shape of
+    --init_checkpoint.
+    """
+    calls = [
+        parsed.settings for stage, parsed in checked if stage.name == "tickets"
+    ]
+    is_cut = any(stage.name == "shrink" for stage, _ in checked)
+    if not calls or is_cut or not FLAGS.init_checkpoint:
+        return
+    checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
+    tickets.check_calls(calls, checkpoint.config)
 
 
 def _refers_to(stage, other):

@@ -89,6 +89,11 @@ def check_flags():
     shared.require("init_checkpoint", "output_dir")
     shared.follow_run(FLAGS.init_checkpoint)
     shared.check_task_name()
+    if "," in (FLAGS.task_name or ""):
+        raise UserError(
+            "One task is scored at a time. Received: "
+            f"--task_name={FLAGS.task_name}."
+        )
     if FLAGS.method not in _FROM_WEIGHTS:
         shared.require("data_dir")
     shared.check_finite()

@@ -63,8 +63,9 @@ def main():
 
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
     whole = checkpoint.config
+    ticket = None
     if checkpoint.tasks:
-        checkpoint = _part_of_task(checkpoint)
+        checkpoint, ticket = _part_of_task(checkpoint)
     elif FLAGS.task_name:
         raise UserError(
             f"{checkpoint.path} is no run of several tasks; leave out "
@@ -78,6 +79,11 @@ def main():
         config, weights = surgery.factorize_embeddings(
             config, weights, FLAGS.emb_hidden_dim
         )
+    if ticket is not None:
+        # Of the whole model, as what is written of any other run.
+        composed = ticket.then(structure)
+        is_ticket = composed.units == ticket.units
+        structure = ticket if is_ticket else composed
     folder = config.short_name
     if FLAGS.task_name:
         # Two tasks may use equally much.
@@ -154,7 +160,7 @@ def _part_of_task(checkpoint):
             "Say which by --task_name. Received: "
             f"{FLAGS.task_name or 'none'}."
         )
-    return parts.task_part(checkpoint, name)
+    return parts.task_part(checkpoint, name), parts.ticket_of(checkpoint, name)
 
 
 def _find_structure(checkpoint):

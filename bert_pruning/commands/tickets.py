@@ -209,6 +209,29 @@ def check_flags():
         )
 
 
+def check_calls(calls, config):
+    """Checks the levels of several calls before the first of them.
+
+    Args:
+        calls: list of dicts of str. The flags of each.
+        config: BertConfig. Of the model, or of a larger one that it is cut of.
+
+    Raises:
+        UserError: if a level leaves too much out, or two are one.
+    """
+    before = {}
+    for call in calls:
+        for text in filter(None, call["levels"].split(",")):
+            level = Level.parse(text, config)
+            drawn = call["init_checkpoint"], call["scores"], call["kinds"]
+            other = before.setdefault((*drawn, level), text)
+            if other != text:
+                raise UserError(
+                    f"The levels {other} and {text} are one, {level} of this "
+                    "model. Leave one of them away."
+                )
+
+
 def _parse_seed(text):
     try:
         seed = int(text)

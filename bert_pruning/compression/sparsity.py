@@ -275,7 +275,8 @@ def find_pattern(kernels, least=None):
     Args:
         kernels: dict from the name of a Dense layer to its kernel. Those
             without a pattern, less than a percent zeros, stay dense.
-        least: float or None. The sparsity that is expected, at least.
+        least: float or None. The sparsity of the encoder's kernels that is
+            expected, at least.
 
     Returns:
         A `Sparsity` whose targets are the sparse kernels.
@@ -292,26 +293,40 @@ def find_pattern(kernels, least=None):
     Reference: [Prune Once for All](https://arxiv.org/abs/2111.05754).
     """
     counts = {name: costs.count(kernel) for name, kernel in kernels.items()}
-    targets = tuple(
-        name
-        for name, count in counts.items()
-        if count.sparsity >= _LEAST_PATTERN
-    )
-    total = sum((counts[name] for name in targets), start=costs.Count(0, 0))
+    targets = find_sparse(kernels)
     if not targets:
         raise UserError(
             "--pruning=lock keeps the zeros of a sparse checkpoint, but this "
             "one is dense. Prune it first, by --pruning=magnitude."
         )
-    if least is not None and total.sparsity < least:
+    encoder = _sum(counts, (n for n in counts if n.startswith("layer_")))
+    if least is not None and encoder.sparsity < least:
         raise UserError(
-            f"--pruning=lock expects --sparsity={least:g}, but of the "
-            f"{len(targets)} sparse kernels only {total.sparsity:.4f} are "
-            "zeros."
+            f"--pruning=lock expects --sparsity={least:g}, but only "
+            f"{encoder.sparsity:.4f} of the encoder's kernels are zeros, in "
+            f"{len(targets)} of {len(counts)}."
         )
+    total = _sum(counts, targets)
     return Sparsity(
         final=total.sparsity,
         initial=total.sparsity,
         targets=targets,
         locked=True,
     )
+
+
+def find_sparse(kernels):
+    """Returns the names of those kernels that have a pattern of zeros.
+
+    Args:
+        kernels: dict from the name of a Dense layer to its kernel.
+    """
+    return tuple(
+        name
+        for name, kernel in kernels.items()
+        if costs.count(kernel).sparsity >= _LEAST_PATTERN
+    )
+
+
+def _sum(counts, names):
+    return sum((counts[name] for name in names), start=costs.Count(0, 0))

@@ -93,6 +93,48 @@ class Structure:
         """The layers that are kept, rising."""
         return tuple(i for i, row in enumerate(self.heads) if row)
 
+    @property
+    def units(self) -> tuple:
+        """What is kept, and of which model; all but `about`."""
+        return (
+            *(self.num_heads, self.intermediate_sizes),
+            *(self.heads, self.neurons),
+        )
+
+    def then(self, second: "Structure") -> "Structure":
+        """Returns the structure of two cuts, one after the other.
+
+        Args:
+            second: Structure. Of the model that this one leaves.
+
+        Raises:
+            UserError: if it is of another model.
+
+        Example:
+
+        ```python
+        whole = ticket.then(keep_top(ticket.shrink(config), num_layers=8))
+        ```
+        """
+        rows = {}
+        for unit, sizes in (
+            ("heads", second.num_heads),
+            ("neurons", second.intermediate_sizes),
+        ):
+            ours = [getattr(self, unit)[layer] for layer in self.layers]
+            if tuple(map(len, ours)) != sizes:
+                raise UserError(
+                    f"The second cut is of a model with {list(sizes)} {unit}; "
+                    f"the first leaves {list(map(len, ours))}."
+                )
+            left = [()] * len(self.num_heads)
+            for layer, kept, again in zip(
+                self.layers, ours, getattr(second, unit), strict=True
+            ):
+                left[layer] = tuple(kept[i] for i in again)
+            rows[unit] = tuple(left)
+        return Structure(self.num_heads, self.intermediate_sizes, **rows)
+
     def check_fits(self, config: BertConfig):
         """Checks that the structure is one of a model of this shape.
 

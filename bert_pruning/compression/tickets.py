@@ -49,7 +49,11 @@ class Level:
         Raises:
             UserError: if it is not.
         """
-        _match_level(text)
+        match = _match_level(text)
+        if match["percent"] and float(match["percent"]) >= 100:
+            raise UserError(
+                f"A head stays in each layer: the level {text} % is too much."
+            )
 
     @classmethod
     def parse(cls, text: str, config: BertConfig) -> "Level":

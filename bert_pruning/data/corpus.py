@@ -64,8 +64,8 @@ def check_files(paths: Sequence[str]) -> None:
         paths: sequence of str.
 
     Raises:
-        UserError: if one cannot be read, is empty or is no UTF-8 text, or all
-            together are a single document.
+        UserError: if one cannot be read or is no UTF-8 text, or all together
+            are empty or a single document.
     """
     for path in paths:
         try:
@@ -74,19 +74,25 @@ def check_files(paths: Sequence[str]) -> None:
         except OSError as error:
             raise UserError(f"Cannot read {path}: {error.strerror}.") from error
         if b"\0" in start:
-            raise UserError(f"{path} is no text: it holds zero bytes.")
+            raise UserError(
+                f"{path} is no text: it holds zero bytes. --input takes UTF-8."
+            )
         try:
             codecs.getincrementaldecoder("utf-8")().decode(start)
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8: {error}.") from error
+            raise UserError(
+                f"{path} is not UTF-8: {error}. Convert it first, such as by "
+                "iconv."
+            ) from error
     documents = itertools.chain.from_iterable(map(iterate_documents, paths))
     found = len(list(itertools.islice(documents, 2)))
     if found < 2:
         what = "is a single document" if found else "has no text"
+        where = f"{paths[0]} and others" if paths[1:] else paths[0]
         raise UserError(
-            f"The corpus {what}. Whether a segment follows another is learnt "
-            "from at least two; a document ends at a blank line or at the end "
-            "of its file."
+            f"The corpus {what}: {where}. Whether a segment follows another is "
+            "learnt from at least two; a document ends at a blank line or at "
+            "the end of its file."
         )
 
 

@@ -17,16 +17,20 @@ from collections.abc import Sequence
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from bert_pruning.data import corpus
 from bert_pruning.data import examples
 from bert_pruning.data import pretraining
 from bert_pruning.data.tokenization import BertTokenizer
+from bert_pruning.errors import UserError
 
 # Documents that a second segment is drawn from, about.
 POOL_SIZE = 1000
 
 _TOKENIZED_AT_ONCE = 64  # Documents.
+
+_DATASET_PARTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,24 +139,68 @@ class ReadFiles(beam.PTransform):
         )
 
 
+def fetch_dataset(name: str, options: PipelineOptions) -> int:
+    """Gets a text of TensorFlow Datasets, unless it is there already.
+
+    Args:
+        name: str. Such as "wikipedia/20230601.en".
+        options: PipelineOptions. For those texts that a pipeline makes.
+
+    Returns:
+        The number of its documents.
+
+    Raises:
+        UserError: if there is none of that name, it cannot be had, or its rows
+            are no text.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name)
+    except Exception as error:  # Of a name; it has no common class.
+        raise UserError(
+            f"TensorFlow Datasets cannot open {name}: {_first_line(error)}"
+        ) from error
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(beam_options=options)
+        )
+    except Exception as error:  # Of the network, the disk or the pipeline.
+        raise UserError(
+            f"{name} cannot be had: {_first_line(error)} TensorFlow Datasets "
+            f"downloads it once, into {builder.data_dir}; give --input=FOLDER "
+            "to do without."
+        ) from error
+    splits, features = builder.info.splits, builder.info.features
+    if "train" not in splits or "text" not in features:
+        raise UserError(
+            f"{name} holds no text to learn from: it needs a split 'train' "
+            f"with a feature 'text'. Received: {', '.join(splits)}, with "
+            f"{', '.join(features)}."
+        )
+    return splits["train"].num_examples
+
+
+def _first_line(error):
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0].rstrip('.')}."
+
+
 class ReadDataset(beam.PTransform):
     """Reads a text of TensorFlow Datasets, one document a row.
 
     Args:
-        name: str. Such as "wikipedia/20230601.en".
-        parts: int. Into how many it is divided to be read.
+        name: str. As `fetch_dataset` was given it.
+        num_rows: int. As it returned them.
     """
 
-    def __init__(self, name: str, parts: int = 64):
+    def __init__(self, name: str, num_rows: int):
         super().__init__()
         self._name = name
-        self._parts = parts
+        # Into how many parts it is divided to be read; none is empty.
+        self._parts = min(_DATASET_PARTS, num_rows)
 
     def expand(self, pipeline):
-        import tensorflow_datasets as tfds
-
-        # Downloaded once, before the workers begin.
-        tfds.builder(self._name).download_and_prepare()
         return (
             pipeline
             | beam.Create(range(self._parts))

@@ -69,6 +69,23 @@ def token_f1(prediction: str, answer: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def check_answers(questions):
+    """Checks that `evaluate_v1` can score all questions.
+
+    Args:
+        questions: sequence of `Question`.
+
+    Raises:
+        UserError: a question has no answers to compare with.
+    """
+    for question in questions:
+        if not question.answers:
+            raise UserError(
+                f"Question {question.id!r} has no answers to compare with. Is "
+                "it from a test set, or of SQuAD v2.0 (--task_name=SQuAD2)?"
+            )
+
+
 def evaluate_v1(
     questions: Sequence[Question], predictions: Mapping[str, str]
 ) -> dict[str, float]:
@@ -98,13 +115,9 @@ def evaluate_v1(
         - [Rajpurkar et al., 2016](https://arxiv.org/abs/1606.05250),
             section 6.1
     """
+    check_answers(questions)
     exact, f1 = [], []
     for question in questions:
-        if not question.answers:
-            raise UserError(
-                f"Question {question.id!r} has no answers to compare with. Is "
-                "it from a test set?"
-            )
         golds = [text for text, _ in question.answers]
         if question.id in predictions:
             prediction = predictions[question.id]

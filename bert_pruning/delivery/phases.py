@@ -149,9 +149,9 @@ def find_levels(rows: Sequence) -> dict[str, list[str]]:
         }
         if not full or not winning:
             raise UserError(
-                f"{task} has {len(full)} runs of the whole model and "
-                f"{sum(map(len, winning.values()))} of winning tickets; both "
-                "are compared."
+                f"Of {task} there are runs of the whole model: {len(full)}; "
+                f"of winning tickets: {sum(map(len, winning.values()))}. Both "
+                "are needed to compare them."
             )
         levels[task] = [level for level in winning if winning[level] == full]
         if not levels[task]:
@@ -160,6 +160,22 @@ def find_levels(rows: Sequence) -> dict[str, list[str]]:
                 f"whole models, {', '.join(map(str, sorted(full)))}."
             )
     return levels
+
+
+def find_incomplete(rows: Sequence, levels: dict) -> list[tuple[str, str]]:
+    """Returns the task and level of winning tickets that `levels` lacks.
+
+    Args:
+        rows: sequence. As `find_levels` takes it.
+        levels: dict. As `find_levels` returns it.
+    """
+    return sorted(
+        {
+            (row.task, row.level)
+            for row in rows
+            if row.kind == "winning" and row.level not in levels[row.task]
+        }
+    )
 
 
 def choose(rows: Sequence[Row]) -> list[Choice]:

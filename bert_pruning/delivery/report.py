@@ -209,6 +209,7 @@ def table(reports):
             if name.startswith("eval_") and name != "eval_time"
         )
     )
+    packs = any(map(_is_packed, reports))
     header = [
         "checkpoint",
         "shape",
@@ -219,6 +220,7 @@ def table(reports):
         "zeros in whole model",
         "MB raw",
         "MB gzipped",
+        *(("MB packed", "encoder kernels, times smaller") if packs else ()),
         *(each.setting.title for each in reports[0].latencies),
         *metrics,
     ]
@@ -236,6 +238,7 @@ def table(reports):
                 f"{report.whole.sparsity:.4f}",
                 f"{report.raw_bytes / 1e6:.1f}",
                 f"{report.compressed_bytes / 1e6:.1f}",
+                *_packed_cells(report, packs),
                 *(f"{each.milliseconds:.1f} ms" for each in report.latencies),
                 *(
                     f"{report.results[name]:.4f}"
@@ -246,6 +249,20 @@ def table(reports):
             ]
         )
     return header, rows
+
+
+def _is_packed(report):
+    """Whether the encoder's kernels could be stored in less."""
+    return report.encoder.zeros > 0 or report.bits < 32
+
+
+def _packed_cells(report, packs):
+    if not packs:
+        return []
+    return [
+        f"{report.packed_bytes / 1e6:.1f}",
+        f"{report.compression.kernels:.1f}",
+    ]
 
 
 def _text(report):
@@ -277,7 +294,7 @@ def _text(report):
         f"{report.compressed_bytes:,} gzipped "
         f"(x{report.raw_bytes / report.compressed_bytes:.2f})"
     )
-    if report.encoder.zeros or report.bits < 32:
+    if _is_packed(report):
         lines.append(_compression_text(report))
     lines.append(
         f"Shape: {report.config.short_name}; heads by layer "
@@ -307,9 +324,9 @@ def _compression_text(report):
         f"x{found.layers:.1f} with biases and norms; x{found.indexed:.1f} with "
         f"a bit for each weight that says whether it is kept; "
         f"x{found.model:.1f} with float32 embeddings instead, "
-        f"x{found.model_int8:.1f} with 8-bit ones. All that is stored, pooler "
-        "and heads too, each weight in its bits, with one more in sparse "
-        f"matrices: {report.packed_bytes:,} bytes, "
+        f"x{found.model_int8:.1f} with 8-bit ones. Packed, pooler and heads "
+        "too, each weight in its bits, with one more in sparse matrices: "
+        f"{report.packed_bytes:,} bytes, "
         f"x{report.raw_bytes / report.packed_bytes:.2f}"
     )
 

@@ -9,16 +9,18 @@ files of all tasks, without a folder, to submit them.
 """
 
 import collections
+import logging
 import os
 from collections.abc import Sequence
 
 import numpy as np
-from absl import logging
 
 from bert_pruning.data.task import Task
 from bert_pruning.errors import UserError
 from bert_pruning.outputs import cannot_write
 from bert_pruning.outputs import check_writable
+
+LOG = logging.getLogger("bert_pruning")
 
 
 def check_submission(
@@ -85,7 +87,7 @@ def write_submission(
         )
     expected = task.splits[split].num_rows
     if expected and expected != len(ids):
-        logging.warning(
+        LOG.warning(
             "GLUE expects %d predictions for %s, not %d: the test file is "
             "not the official one.",
             expected,

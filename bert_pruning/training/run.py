@@ -45,6 +45,7 @@ _FAMILIES = (
     "winning_*.json",
     "losing_*.json",
     "random_*.json",
+    "ticket_*.json",
 )
 
 
