@@ -92,12 +92,9 @@ def main():
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     inputs.find_gpus()
     dev_sets = {}
-    rows += [
-        _score(dev_sets, trained)
-        for trained in progress_bar(
-            found, total=len(found), desc="scoring", unit="run"
-        )
-    ]
+    if found:
+        bar = progress_bar(found, total=len(found), desc="scoring", unit="run")
+        rows += [_score(dev_sets, trained) for trained in bar]
     rows.sort(key=lambda row: (row.task, row.kind, -row.percent_left, row.seed))
     table = phases.to_markdown(rows)
     run.begin()
