@@ -247,15 +247,16 @@ def kernels_of(weights):
 
 
 def test_a_pattern_is_found_where_it_is():
-    found = find_pattern(kernels_of(sparse_weights()), least=0.8)
+    found = find_pattern(kernels_of(sparse_weights()), least=0.75)
     assert found.locked
     assert found.final == pytest.approx(0.9, abs=0.02)
     assert set(found.targets) == {
         *("layer_0_query", "layer_0_value", "layer_0_attention_output"),
         *("layer_0_intermediate", "layer_0_output", "pooler"),
     }
-    with pytest.raises(UserError, match="expects --sparsity=0.95"):
-        find_pattern(kernels_of(sparse_weights()), least=0.95)
+    # Of all six kernels of the encoder, one of them dense.
+    with pytest.raises(UserError, match=r"=0.8, but only 0.7793 .* 6 of 7"):
+        find_pattern(kernels_of(sparse_weights()), least=0.8)
     with pytest.raises(UserError, match="this one is dense"):
         find_pattern(kernels_of(tiny_bert.random_weights(CONFIG, 0, 2)))
 

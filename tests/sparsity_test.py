@@ -13,7 +13,6 @@ from bert_pruning.compression.pruning import Pruner
 from bert_pruning.compression.pruning import wrap
 from bert_pruning.compression.pruning import wrappers_of
 from bert_pruning.compression.sparsity import Sparsity
-from bert_pruning.compression.sparsity import find_pattern
 from bert_pruning.compression.sparsity import find_targets
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
@@ -154,16 +153,6 @@ def test_targets_can_be_chosen():
 def test_a_target_without_a_layer_is_refused():
     with pytest.raises(UserError, match="(?s)'layer_9_\\*'.*layer_0_query"):
         make_pruned(final=0.5, targets=("layer_0_*", "layer_9_*"))
-
-
-def test_a_pattern_in_a_few_kernels_is_not_the_encoder_s():
-    dense = np.ones((10, 10), np.float32)
-    sparse = dense.copy()
-    sparse[:9] = 0
-    kernels = {"layer_0_query": sparse, "layer_0_key": dense, "pooler": sparse}
-    assert find_pattern(kernels, 0.45).targets == ("layer_0_query", "pooler")
-    with pytest.raises(UserError, match=r"=0.8, but only 0.4500 .* 2 of 3"):
-        find_pattern(kernels, 0.8)
 
 
 def test_blocks_that_do_not_divide_a_kernel_are_refused():
