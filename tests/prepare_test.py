@@ -122,8 +122,7 @@ def test_a_byte_that_is_no_text_is_told_wherever_it_is(place, tmp_path):
 
 
 class TinyTexts(tfds.core.GeneratorBasedBuilder):
-    """Documents as TensorFlow Datasets has them, of fewer than it is read in
-    parts."""
+    """Documents as TensorFlow Datasets has them, fewer than its parts."""
 
     VERSION = tfds.core.Version("1.0.0")
     FEATURE, SPLIT = "text", "train"
@@ -145,6 +144,11 @@ class TinyTexts(tfds.core.GeneratorBasedBuilder):
 
 class TinyTitles(TinyTexts):
     FEATURE, SPLIT = "title", "test"
+
+
+class TinyFailing(TinyTexts):
+    def _generate_examples(self):
+        raise OSError("No room.")
 
 
 @pytest.fixture
@@ -189,11 +193,6 @@ def test_what_tensorflow_datasets_cannot_give_is_told(
     assert re.search(message, err), err
     assert "Traceback" not in err
     assert not (tmp_path / "out" / "flags.cfg").exists()
-
-
-class TinyFailing(TinyTexts):
-    def _generate_examples(self):
-        raise OSError("No room.")
 
 
 # === Examples ===
@@ -365,6 +364,7 @@ def test_the_official_format_is_that_of_the_official_code(place, tmp_path):
         (["--output_dir=P/init"], "would be written over"),
         (["--output_dir=P/texts/out"], "would be read as text"),
         (["--beam=--direct_num_workers=abc"], "Apache Beam does not take"),
+        (["--beam=--direct_num_workers='8"], "Apache Beam does not take"),
         (["--beam=--direct_num_wrkers=8"], "['--direct_num_wrkers=8']"),
         (["--beam=direct_num_workers=8"], "['direct_num_workers=8']"),
     ],

@@ -535,7 +535,7 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_by_bit_alike(tmp_path):
         f"--init_checkpoint={tiny_runs.write_checkpoint(tmp_path / 'init')}",
         "--teacher_checkpoint="
         + tiny_runs.write_checkpoint(tmp_path / "teacher", task, seed=1),
-        "--distill=logits",
+        "--distill=logits,hidden,attention",
         *("--pruning=magnitude", "--sparsity=0.8", "--pruning_end=0.5"),
         f"--output_dir={whole}",
         *tiny_runs.QUICK,

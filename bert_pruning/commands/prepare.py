@@ -201,12 +201,13 @@ def _beam_options():
     from apache_beam.options.pipeline_options import StandardOptions
     from apache_beam.options.pipeline_options import WorkerOptions
 
-    arguments = [word for text in FLAGS.beam for word in shlex.split(text)]
-    options, parsers = PipelineOptions(arguments), []
+    parsers = []
     try:
+        arguments = [word for text in FLAGS.beam for word in shlex.split(text)]
+        options = PipelineOptions(arguments)
         options.get_all_options(add_extra_args_fn=parsers.append)
-    except SystemExit as error:
-        # So it ends for a value that it cannot read.
+    except (SystemExit, ValueError) as error:
+        # Of a value that it cannot read, and of a quotation without an end.
         raise UserError(
             f"--beam holds what Apache Beam does not take: {FLAGS.beam}."
         ) from error

@@ -293,7 +293,7 @@ def find_pattern(kernels, least=None):
     Reference: [Prune Once for All](https://arxiv.org/abs/2111.05754).
     """
     counts = {name: costs.count(kernel) for name, kernel in kernels.items()}
-    targets = find_sparse(kernels)
+    targets = tuple(n for n, count in counts.items() if _has_pattern(count))
     if not targets:
         raise UserError(
             "--pruning=lock keeps the zeros of a sparse checkpoint, but this "
@@ -324,8 +324,12 @@ def find_sparse(kernels):
     return tuple(
         name
         for name, kernel in kernels.items()
-        if costs.count(kernel).sparsity >= _LEAST_PATTERN
+        if _has_pattern(costs.count(kernel))
     )
+
+
+def _has_pattern(count):
+    return count.sparsity >= _LEAST_PATTERN
 
 
 def _sum(counts, names):
