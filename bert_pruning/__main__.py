@@ -98,6 +98,8 @@ def _parse(argv):
 def _run(command, surplus):
     # Our own messages only: absl's INFO level lets TensorFlow's through too.
     absl_logging.set_verbosity(absl_logging.WARNING)
+    # Its warnings look like ours, without time and place.
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter())
     log = logging.getLogger("bert_pruning")
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -402,13 +402,26 @@ def test_files_that_are_not_as_written_are_refused(place, tmp_path):
         find()
     # As long as it was, but not what it was.
     path.write_bytes(content[:40] + b"\0" * (len(content) - 40))
-    with pytest.raises(UserError, match="Cannot read"):
+    with pytest.raises(UserError, match="is damaged"):
         find().read("train", 0)
     os.remove(path)
     with pytest.raises(UserError, match="is missing"):
         find()
+    index = (folder / "prepare.json").read_text()
     (folder / "prepare.json").write_text(json.dumps({"format": "tokens"}))
-    with pytest.raises(UserError, match="lacks 'vocab_size'"):
+    with pytest.raises(UserError, match="writes it: 'vocab_size'"):
+        find()
+    for name, value in (("rows", "many"), ("bytes", None)):
+        wrong = json.loads(index)
+        about = wrong["splits"]["train"][found.files["train"][0]]
+        about[name] = value
+        (folder / "prepare.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="Was it edited"):
+            find()
+    wrong = json.loads(index)
+    del wrong["splits"]["dev"]
+    (folder / "prepare.json").write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match="writes it: 'dev'"):
         find()
 
 

@@ -119,6 +119,17 @@ def read_texts_settings(path):
     return {name: given[name] for name in names if given.get(name)}
 
 
+def texts_as_flags(path, **others):
+    """Returns how a run cut texts as lines of a flagfile.
+
+    Args:
+        path: str. The checkpoint.
+        **others: Values of flags that replace its own, or are added.
+    """
+    settings = read_texts_settings(path) | others
+    return "".join(f"--{name}={value}\n" for name, value in settings.items())
+
+
 def follow_run(path):
     """Takes over from a run how it cut texts, where the flags do not say.
 

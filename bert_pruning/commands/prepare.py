@@ -263,8 +263,8 @@ def _collect(run, settings):
     if not splits["dev"] and FLAGS.dev_share and FLAGS.format == "tokens":
         raise UserError(
             "No examples are held out, and `train` needs some: less than two "
-            f"documents are of --dev_share={FLAGS.dev_share:g}. Raise it, or "
-            "change --seed."
+            f"documents are of --dev_share={FLAGS.dev_share:g}. Give more "
+            "text, or raise --dev_share or change --seed, with --overwrite."
         )
     with run.writing():
         for name in found:

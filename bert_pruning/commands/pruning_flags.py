@@ -232,14 +232,7 @@ def build_sparsity(checkpoint, num_steps=None, heads=_TASK_HEADS):
         return _gradual_sparsity(num_steps)
     if FLAGS.pruning == "lock":
         kernels = _kernels(checkpoint, heads)
-        found = sparsity.find_pattern(kernels, FLAGS.sparsity)
-        dense = sorted(kernels.keys() - set(found.targets))
-        shared.LOG.info(
-            "Locked: %d kernels, of which %.4f are zeros%s",
-            *(len(found.targets), found.final),
-            f"; dense: {', '.join(dense)}" if dense else "",
-        )
-        return found
+        return sparsity.find_pattern(kernels, FLAGS.sparsity)
     return None
 
 
@@ -353,6 +346,13 @@ def check_model(checkpoint, heads=_TASK_HEADS):
                 *(checkpoint.path, len(sparse)),
             )
         return
+    if FLAGS.pruning == "lock":
+        dense = _kernels(checkpoint, heads).keys() - set(pruning.targets)
+        shared.LOG.info(
+            "Locked: %d kernels, of which %.4f are zeros%s",
+            *(len(pruning.targets), pruning.final),
+            f"; dense: {', '.join(sorted(dense))}" if dense else "",
+        )
     # The classifier's columns, the task's classes, are not known yet.
     kernels = {
         row.name.removesuffix("/kernel"): row.shape

@@ -103,9 +103,7 @@ def main():
         )
         structure.save(run.path("structure.json"))
     # What reads the smaller run cuts texts as before.
-    texts = shared.read_texts_settings(FLAGS.init_checkpoint)
-    lines = [f"--{name}={value}\n" for name, value in texts.items()]
-    run.write_text(TEXTS_FILE, "".join(lines))
+    run.write_text(TEXTS_FILE, shared.texts_as_flags(FLAGS.init_checkpoint))
     run.complete()
     for title, count in (
         ("parameters", costs.parameters),

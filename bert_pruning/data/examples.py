@@ -20,6 +20,13 @@ from bert_pruning.modeling.files import read_json
 
 INDEX_FILE = "prepare.json"
 
+# What reading a file of other bytes than were written ends in.
+_DAMAGE = (
+    tf.errors.DataLossError,
+    tf.errors.InvalidArgumentError,
+    ValueError,
+)
+
 
 class Encoder:
     """Turns pairs of segments into records.
@@ -128,12 +135,12 @@ def read_examples(path: str, rows: int, max_seq_length: int) -> EncodedDataset:
     try:
         records = list(dataset.batch(4096).as_numpy_iterator())
         parsed = tf.io.parse_example(np.concatenate(records), features)
-    except (tf.errors.OpError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except _DAMAGE as error:
         raise UserError(
-            f"Cannot read {path}: {reason}. Run `prepare` again, with "
-            "--overwrite."
+            f"{path} is damaged. Run `prepare` again, with --overwrite."
         ) from error
+    except tf.errors.OpError as error:
+        raise UserError(f"Cannot read {path}: {error.message}") from error
     ids = parsed["token_ids"]
     offsets = ids.row_splits.numpy()
     found = len(offsets) - 1
@@ -215,15 +222,17 @@ def find_corpus(
             f"--input=TEXTS --output_dir={folder}` first."
         )
     index = read_json(path)
+    if index.get("format", "tokens") != "tokens":
+        raise UserError(
+            f"{folder} holds examples of --format={index['format']}, which "
+            "are masked for other programs. Run `prepare` without."
+        )
     try:
-        if index["format"] != "tokens":
-            raise UserError(
-                f"{folder} holds examples of --format={index['format']}, "
-                "which are masked for other programs. Run `prepare` without."
-            )
         ours = describe_vocabulary(vocabulary, do_lower_case)
         theirs = {name: index[name] for name in ours}
-        files = {name: tuple(each) for name, each in index["splits"].items()}
+        files = {
+            name: tuple(index["splits"][name]) for name in ("train", "dev")
+        }
         about = {
             name: each
             for split in index["splits"].values()
@@ -232,8 +241,10 @@ def find_corpus(
         rows = {name: int(each["rows"]) for name, each in about.items()}
         sizes = {name: int(each["bytes"]) for name, each in about.items()}
         length = int(index["max_seq_length"])
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} lacks {error}. Was it edited?") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not as `prepare` writes it: {error}. Was it edited?"
+        ) from error
     if theirs != ours:
         raise UserError(
             f"{folder} was prepared with another vocabulary, of "
