@@ -90,10 +90,14 @@ def test_packed_are_the_weights_that_are_kept_and_a_bit_for_each():
     dense = np.ones((4, 4), np.float32)
     few_zeros = np.ones(64, np.float32)
     few_zeros[:2] = 0.0
-    assert costs.packed_bytes([sparse]) == 7 + 13
-    assert costs.packed_bytes([sparse.astype(np.float32)]) == 7 * 4 + 13
+    assert costs.packed_bytes([sparse], [sparse]) == 7 + 13
+    wide = sparse.astype(np.float32)
+    assert costs.packed_bytes([wide], [wide]) == 7 * 4 + 13
+    # What is rounded to zero is stored.
+    assert costs.packed_bytes([sparse], [sparse * 0]) == 7 + 13
     # No smaller without the zeros.
-    assert costs.packed_bytes([dense, few_zeros]) == 4 * (16 + 64)
+    both = [dense, few_zeros]
+    assert costs.packed_bytes(both, both) == 4 * (16 + 64)
 
 
 def test_parameters_and_operations_are_counted_from_the_shape():

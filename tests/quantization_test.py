@@ -9,6 +9,11 @@ import safetensors.numpy
 import tensorflow as tf
 import tiny_bert
 import tiny_runs
+from tiny_int8 import CONFIG
+from tiny_int8 import INT8
+from tiny_int8 import logits_of
+from tiny_int8 import normal
+from tiny_int8 import observed_weights
 
 from bert_pruning.compression import surgery
 from bert_pruning.compression.structure import Structure
@@ -27,14 +32,6 @@ from bert_pruning.modeling.quantized_layers import QuantizedDense
 from bert_pruning.modeling.quantized_layers import round_weights
 from bert_pruning.training.step import INPUT_NAMES
 
-INT8 = Quantization()
-CONFIG = tiny_bert.tiny_config(quantization=INT8)
-
-
-def normal(*shape, seed=0):
-    values = np.random.default_rng(seed).standard_normal(shape)
-    return values.astype(np.float32)
-
 
 def make_dense(inputs, **options):
     """Returns a layer that has seen some inputs, with random weights."""
@@ -44,25 +41,6 @@ def make_dense(inputs, **options):
     layer.bias.assign(normal(4, seed=2))
     layer(inputs, training=True)
     return layer
-
-
-def observed_weights(config, num_outputs=2, seed=0):
-    """Returns random weights, and the ranges of some random batches."""
-    plain = dataclasses.replace(config, quantization=None)
-    model = bert.build_model(config, num_outputs)
-    weights = bert.get_weights(model)
-    weights.update(tiny_bert.random_weights(plain, seed, num_outputs))
-    bert.set_weights(model, weights)
-    for batch in range(3):
-        inputs = tiny_bert.random_inputs(config, 6, 9, seed=batch)
-        model([inputs[name] for name in INPUT_NAMES], training=True)
-    return bert.get_weights(model)
-
-
-def logits_of(config, weights, inputs):
-    model = bert.build_model(config, weights["classifier/kernel"].shape[1])
-    bert.set_weights(model, weights, initialized=())
-    return model([inputs[name] for name in INPUT_NAMES])["logits"].numpy()
 
 
 # === Rounding ===
@@ -575,8 +553,7 @@ def test_a_report_counts_what_is_stored_in_8_bits(place):
             continue
         raw += 4 * array.size
         if name in bert.encoder_kernels(config):
-            levels = as_stored(name, array, config.quantization)
-            expected += np.count_nonzero(levels) + -(-array.size // 8)
+            expected += np.count_nonzero(array) + -(-array.size // 8)
         elif name in ("pooler/kernel", "word_embeddings/embeddings"):
             expected += array.size
         else:
@@ -663,6 +640,48 @@ def test_export_checks_the_file_and_says_how_good_it_is(place, tmp_path):
     assert "eval_accuracy_file" in out
     error = export(place, "int8", output_dir=tmp_path / "out", status=2)
     assert "--overwrite" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("int8", ()), ("sparse", ("--quantization=int8", "--data_dir={}/data"))],
+)
+def test_sparse_weights_of_8_bits_are_exported_without_zeros(
+    place, name, flags, tmp_path
+):
+    flags = [flag.format(place) for flag in flags]
+    export(
+        *(place, name, "--format=compressed_tensors", *flags),
+        output_dir=tmp_path / "out",
+    )
+    found = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert found["quantization"] == "int8" and found["max_difference"] == 0.0
+    arrays = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    kept = arrays["bert.encoder.layer.0.intermediate.dense.compressed"]
+    before = load_checkpoint(f"{place}/{name}")
+    weights = before.weights["layer_0_intermediate/kernel"]
+    assert kept.dtype == np.int8 and kept.size == np.count_nonzero(weights)
+    loaded = load_checkpoint(str(tmp_path / "out"))
+    assert loaded.config.quantization is not None
+    # What is rounded to zero is not taken for pruned.
+    for kernel in (*bert.encoder_kernels(loaded.config), "pooler/kernel"):
+        zeros = loaded.weights[kernel] == 0
+        np.testing.assert_array_equal(zeros, before.weights[kernel] == 0)
+
+
+def test_a_dense_model_of_8_bits_stays_one_when_exported(place):
+    train(place, "dense8", "--quantize=int8", init="dense")
+    export(
+        *(place, "dense8", "--format=compressed_tensors"),
+        output_dir=place / "exported8",
+    )
+    error = train(
+        *(place, "refused", "--pruning=lock", "--quantize=int8"),
+        init="exported8",
+        status=2,
+    )
+    assert "one is dense" in error
+    assert load_checkpoint(f"{place}/exported8").config.quantization == INT8
 
 
 @pytest.mark.parametrize("heads", [(), ("pooler", "span")])

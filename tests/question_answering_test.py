@@ -153,6 +153,22 @@ def test_a_run_knows_its_task_and_how_it_cut_texts(place):
     assert "--task_name=SQuAD, as" in err and "pooler" not in err
 
 
+def test_what_a_run_is_exported_to_cuts_texts_as_it_did(place, tmp_path):
+    status, out, err = tiny_runs.run_command(
+        *("export", f"--init_checkpoint={place}/run", "--format=huggingface"),
+        f"--output_dir={tmp_path}/out",
+    )
+    assert status == 0, err
+    results = read_results(place / "run" / "eval_results.txt")
+    status, out, err = tiny_runs.run_command(
+        *("evaluate", f"--init_checkpoint={tmp_path}/out"),
+        f"--data_dir={place}/squad",
+    )
+    assert status == 0, err
+    # Windows of other lengths would be refused: questions have no room.
+    assert f"eval_f1 = {results['eval_f1']}" in out
+
+
 def test_answers_are_written_as_the_official_code_does(place, tmp_path):
     status, out, err = command("predict", place, f"--output_dir={tmp_path}")
     assert status == 0, err

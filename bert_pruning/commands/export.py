@@ -8,7 +8,7 @@ r"""Writes a model for other programs to run.
 | tflite | for TFLite (LiteRT), token ids in |
 | saved_model | for TensorFlow Serving, text in |
 | huggingface | for Transformers; what was cut out is filled with zeros |
-| compressed_tensors | sparse matrices without their zeros |
+| compressed_tensors | sparse matrices without their zeros, in 8 bits too |
 | official | for the TF1 code of BERT |
 
 What was written is run on some sentences, and with --data_dir on a split of the
@@ -115,12 +115,16 @@ def main():
     from bert_pruning.delivery import formats
     from bert_pruning.delivery import model_card
     from bert_pruning.delivery import restoring
+    from bert_pruning.training.run import TEXTS_FILE
     from bert_pruning.training.run import Run
 
     form = formats.FORMATS[FLAGS.format]
     run = Run(
         *(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite),
-        files=(*form.files, "config.json", "README.md", "export.json"),
+        files=(
+            *(*form.files, "config.json", "README.md", "export.json"),
+            TEXTS_FILE,
+        ),
     )
     inputs.find_gpus()
     original, task, dataset = _load(inputs, serving)
@@ -167,6 +171,14 @@ def main():
         "README.md", model_card.write_card(original, found, options.text_names)
     )
     run.write_text("export.json", json.dumps(found, indent=2) + "\n")
+    if shared.is_special():
+        # What evaluates the file cuts long texts as before.
+        texts = shared.texts_as_flags(
+            FLAGS.init_checkpoint,
+            task_name=FLAGS.task_name,
+            max_seq_length=FLAGS.max_seq_length,
+        )
+        run.write_text(TEXTS_FILE, texts)
     run.complete()
     for name in sorted(found):
         print(f"{name} = {found[name]}")
@@ -235,7 +247,8 @@ def _load(inputs, serving):
 
 def _own_quantization(checkpoint):
     is_quantized = checkpoint.config.quantization is not None
-    return "int8" if is_quantized and FLAGS.format == "tflite" else "none"
+    has_int8 = FLAGS.format in ("tflite", "compressed_tensors")
+    return "int8" if is_quantized and has_int8 else "none"
 
 
 def _calibrate(inputs, checkpoint, task):

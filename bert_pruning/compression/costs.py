@@ -86,27 +86,30 @@ def stored_bytes(arrays, level=6):
     return raw, compressed + len(compressor.flush())
 
 
-def packed_bytes(arrays):
+def packed_bytes(arrays, stored):
     """Bytes of the arrays, without the zeros of those with many.
 
     Such an array is what is not zero, and one bit for each element that says
     whether it is.
 
     Args:
-        arrays: iterable of arrays, in the bits that they are stored in.
+        arrays: iterable of arrays.
+        stored: iterable of the same arrays in the bits that they are stored
+            in, where some that are not zero may be rounded to it.
 
     Example:
 
     ```python
-    packed_bytes([np.int8([0, 0, 0, 0, 0, 0, 0, 5])])  # 2
+    weights = np.float32([0, 0, 0, 0, 0, 0, 0, 5])
+    packed_bytes([weights], [weights.astype(np.int8)])  # 2
     ```
     """
     return sum(
         min(
-            array.nbytes,
-            count(array).kept * array.itemsize + math.ceil(array.size / 8),
+            rounded.nbytes,
+            count(array).kept * rounded.itemsize + math.ceil(array.size / 8),
         )
-        for array in arrays
+        for array, rounded in zip(arrays, stored, strict=True)
     )
 
 

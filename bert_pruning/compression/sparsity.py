@@ -9,6 +9,7 @@ import fnmatch
 from bert_pruning.compression import costs
 from bert_pruning.compression import masks
 from bert_pruning.errors import UserError
+from bert_pruning.modeling.bitmask import LEAST_PATTERN
 
 ENCODER_KERNELS = (
     "layer_*_query",
@@ -21,9 +22,6 @@ ENCODER_KERNELS = (
 
 DISTRIBUTIONS = ("uniform", "global", "erdos_renyi")
 REGROWTHS = ("none", "shadow", "straight_through")
-
-# Fewer zeros than this are no pattern, but chance.
-_LEAST_PATTERN = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,7 +327,7 @@ def find_sparse(kernels):
 
 
 def _has_pattern(count):
-    return count.sparsity >= _LEAST_PATTERN
+    return count.sparsity >= LEAST_PATTERN
 
 
 def _sum(counts, names):

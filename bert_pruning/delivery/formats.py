@@ -152,12 +152,11 @@ def _open_saved_model(directory, _=None):
 
 def _write_huggingface(is_packed):
     def write(directory, checkpoint, options):
-        is_half = options.quantization == "float16"
         checkpoints.save_huggingface(
             *(directory, checkpoint.config, checkpoint.weights),
             *(checkpoint.vocabulary, checkpoint.do_lower_case),
             *(checkpoint.task, checkpoint.tasks),
-            Storage(is_half, is_packed),
+            Storage(options.quantization, is_packed),
         )
 
     return write
@@ -240,7 +239,7 @@ FORMATS = {
         _write_huggingface(is_packed=True),
         _open_checkpoint,
         _HUGGINGFACE_FILES,
-        ("none", "float16"),
+        ("none", "float16", "int8"),
     ),
     "official": Format(
         _write_official,

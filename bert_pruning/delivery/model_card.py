@@ -62,7 +62,8 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 ```""",
     "compressed_tensors": """\
 `bert_pruning` loads this folder as `--init_checkpoint`; the arrays of
-`model.safetensors` are in the sparse-bitmask layout of compressed-tensors.""",
+`model.safetensors` are in layouts of compressed-tensors: sparse-bitmask where
+matrices have zeros, int-quantized where weights have 8 bits.""",
     "official": """\
 The TF1 code of BERT takes `bert_model.ckpt` as its `--init_checkpoint`.""",
 }

@@ -175,7 +175,7 @@ def measure(checkpoint, results=None, latencies=()):
         whole=costs.total(arrays.values()),
         raw_bytes=sum(array.nbytes for array in arrays.values()),
         compressed_bytes=costs.stored_bytes(stored)[1],
-        packed_bytes=costs.packed_bytes(stored),
+        packed_bytes=costs.packed_bytes(arrays.values(), stored),
         results=dict(results or {}),
         task=checkpoint.task or {},
         latencies=tuple(latencies),

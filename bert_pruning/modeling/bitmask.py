@@ -3,7 +3,7 @@
 The layout is the `sparse-bitmask` of the compressed-tensors library. In place
 of `x.weight` of `rows` by `columns` there are
 
-    x.compressed   the weights that are not zero, row after row
+    x.compressed   the weights that are kept, row after row
     x.bitmask      uint8 (rows, ceil(columns / 8)), lowest bit first: which
     x.row_offsets  int64 (rows,): where each row begins in `x.compressed`
     x.shape        int64 (2,)
@@ -12,6 +12,8 @@ A float32 matrix of 95 % zeros takes 0.081 of its bytes: 0.05 for the weights
 and 1/32 for the bits.
 """
 
+import types
+from collections.abc import Container
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,11 +26,24 @@ _SUFFIX = ".weight"
 _PARTS = ("compressed", "bitmask", "row_offsets", "shape")
 
 
-def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+# Fewer zeros than this share are no pattern of a pruned matrix, but chance.
+LEAST_PATTERN = 0.01
+
+
+def pack(
+    arrays: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+) -> dict[str, np.ndarray]:
     """Packs the matrices that become smaller by it; the others stay.
+
+    Rounded ones that were pruned are packed even if they grow by it, so that
+    what was pruned is told apart from what was rounded to zero.
 
     Args:
         arrays: dict from name in a Hugging Face file to array.
+        kept: dict from name to bool array. Of rounded matrices, which weights
+            were not pruned; some of them may be zero. Of all others those are
+            kept that are not zero.
 
     Returns:
         A dict of arrays in the same order.
@@ -44,10 +59,13 @@ def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     packed = {}
     for name, array in arrays.items():
-        parts = None
-        if name.endswith(_SUFFIX) and array.ndim == 2:
-            parts = _pack(array)
-        if parts is None or _bytes(parts.values()) >= array.nbytes:
+        if not name.endswith(_SUFFIX) or array.ndim != 2:
+            packed[name] = array
+            continue
+        mask = kept.get(name, array != 0)
+        parts = _pack(array, mask)
+        is_pruned = name in kept and 1.0 - mask.mean() >= LEAST_PATTERN
+        if _bytes(parts.values()) >= array.nbytes and not is_pruned:
             packed[name] = array
             continue
         stem = name.removesuffix(_SUFFIX)
@@ -80,14 +98,34 @@ def unpack(
     return whole
 
 
+def find_kept(
+    arrays: Mapping[str, np.ndarray], layers: Container[str]
+) -> dict[str, np.ndarray]:
+    """Returns which weights of packed matrices are kept.
+
+    Args:
+        arrays: dict from name to array, such that `unpack` accepts.
+        layers: set of str. Those whose matrices are asked for.
+
+    Returns:
+        A dict from the name of each that is packed to a bool array like it.
+    """
+    return {
+        layer + _SUFFIX: _mask(
+            arrays[f"{layer}.bitmask"], int(arrays[f"{layer}.shape"][1])
+        )
+        for layer in packed_layers(arrays)
+        if layer in layers
+    }
+
+
 def packed_layers(arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Returns the layers whose matrices are packed."""
     end = f".{_PARTS[0]}"
     return [name.removesuffix(end) for name in arrays if name.endswith(end)]
 
 
-def _pack(array):
-    mask = array != 0
+def _pack(array, mask):
     counts = mask.sum(axis=1, dtype=np.int64)
     return {
         "compressed": array[mask],
@@ -108,21 +146,28 @@ def _unpack(arrays, stem, path):
     values, bits, shape = (
         arrays[f"{stem}.{part}"] for part in ("compressed", "bitmask", "shape")
     )
-    shape = tuple(int(size) for size in shape)
-    fits = len(shape) == 2 and bits.shape == (shape[0], -(-shape[1] // 8))
+    fits = shape.shape == (2,) and shape.dtype.kind in "iu"
     if fits:
-        mask = np.unpackbits(bits, axis=1, count=shape[1], bitorder="little")
-        mask = mask.astype(bool)
-        fits = np.count_nonzero(mask) == len(values)
+        rows, columns = (int(size) for size in shape)
+        fits = bits.shape == (rows, -(-columns // 8)) and bits.dtype == np.uint8
+    if fits:
+        mask = _mask(bits, columns)
+        fits = values.shape == (np.count_nonzero(mask),)
     if not fits:
         raise UserError(
             f"The parts of {stem}.weight in {path} do not belong together: "
-            f"{len(values)} weights, bits of shape {list(bits.shape)}, a "
-            f"matrix of shape {list(shape)}. Copy or download it again."
+            f"weights of shape {list(values.shape)}, {bits.dtype} bits of "
+            f"shape {list(bits.shape)}, a matrix of shape {shape.tolist()}. "
+            "Copy or download it again."
         )
-    array = np.zeros(shape, values.dtype)
+    array = np.zeros((rows, columns), values.dtype)
     array[mask] = values
     return array
+
+
+def _mask(bits, columns):
+    unpacked = np.unpackbits(bits, axis=1, count=columns, bitorder="little")
+    return unpacked.astype(bool)
 
 
 def _bytes(arrays):

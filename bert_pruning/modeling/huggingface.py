@@ -20,6 +20,7 @@ import safetensors.numpy
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bitmask
 from bert_pruning.modeling import distilbert
+from bert_pruning.modeling import int_quantized
 from bert_pruning.modeling import mapping
 from bert_pruning.modeling.config import BertConfig
 from bert_pruning.modeling.files import check_object
@@ -72,13 +73,26 @@ class Storage:
     """How weights are kept in a file.
 
     Args:
-        is_half: bool. As float16, not float32.
+        quantization: str. "none": as float32. "float16": all so. "int8": what
+            computes in 8 bits as int8; see `int_quantized`. Only packed files
+            tell what was pruned from what is rounded to zero.
         is_packed: bool. Of sparse matrices only what is not zero; see
             `bitmask`.
+
+    Raises:
+        UserError: if there is no such storage.
     """
 
-    is_half: bool = False
+    quantization: str = "none"
     is_packed: bool = False
+
+    def __post_init__(self):
+        known = ("none", "float16", *(("int8",) if self.is_packed else ()))
+        if self.quantization not in known:
+            raise UserError(
+                f"Weights are stored as {' or '.join(known)}. Received: "
+                f"{self.quantization!r}."
+            )
 
 
 def read_huggingface(directory: str):
@@ -112,8 +126,7 @@ def read_huggingface(directory: str):
     if is_distilbert:
         arrays, notes = distilbert.as_bert_arrays(arrays)
     notes += _drop_foreign_heads(arrays, values.get("architectures") or ())
-    has_ranges = any(name.rsplit(".", 1)[-1] in RANGES for name in arrays)
-    if config.quantization is not None and not has_ranges:
+    if config.quantization is not None and not _has_ranges(arrays):
         config = dataclasses.replace(config, quantization=None)
         notes.append(
             "The ranges of its 8-bit arithmetic are gone, as other programs "
@@ -135,8 +148,10 @@ def read_huggingface(directory: str):
         if arrays[row.stored_name].dtype.kind in "iub":
             raise UserError(
                 f"{row.stored_name} in {directory} is stored as "
-                f"{arrays[row.stored_name].dtype}. Quantised checkpoints "
-                "cannot be loaded; use the float one."
+                f"{arrays[row.stored_name].dtype}, without a "
+                f"{row.stored_name}_scale. Of quantised checkpoints those can "
+                "be loaded whose weights are symmetric int8, with a scale for "
+                "each row or matrix; of others use the float one."
             )
     vocabulary, lower_case = _read_tokenizer(directory)
     block = values.get("bert_pruning", {})
@@ -184,7 +199,15 @@ def write_huggingface(
         tasks={name: dict(values) for name, values in (tasks or {}).items()},
         do_lower_case=do_lower_case,
     )
-    stored = _apply_storage(storage or Storage(), stored, values)
+    storage, kept = storage or Storage(), {}
+    if storage.quantization == "int8":
+        floats, stored = stored, int_quantized.quantize(config, weights, stored)
+        kept = {
+            name: array != 0
+            for name, array in floats.items()
+            if stored[name].dtype == np.int8
+        }
+    stored = _apply_storage(storage, stored, kept, values)
     with open(os.path.join(directory, WEIGHT_FILES[0]), "wb") as file:
         file.write(safetensors.numpy.save(stored, {"format": "pt"}))
     write_vocabulary(os.path.join(directory, "vocab.txt"), vocabulary)
@@ -206,41 +229,63 @@ def write_huggingface(
     write_json(os.path.join(directory, CONFIG_FILE), values)
 
 
-def _apply_storage(storage, stored, values):
+def _apply_storage(storage, stored, kept, values):
     """Returns the arrays of the file; tells other programs in `values`."""
-    if storage.is_half:
+    if storage.quantization == "float16":
         stored = {name: a.astype(np.float16) for name, a in stored.items()}
         values["dtype"] = "float16"
     if not storage.is_packed:
         return stored
-    packed = bitmask.pack(stored)
+    packed = bitmask.pack(stored, kept)
     layers = bitmask.packed_layers(packed)
-    if not layers:
+    rounded = int_quantized.quantized_layers(stored)
+    if not layers and not rounded:
         raise UserError(
             "No matrix has so many zeros that its file becomes smaller without "
             "them. Export it with --format=huggingface."
         )
-    whole = [
+    matrices = [
         name.removesuffix(".weight")
         for name, array in stored.items()
-        if name in packed and name.endswith(".weight") and array.ndim == 2
+        if name.endswith(".weight") and array.ndim == 2
     ]
-    sizes = [stored[f"{layer}.weight"].size for layer in layers]
-    kept = [packed[f"{layer}.compressed"].size for layer in layers]
     values["quantization_config"] = {
         "quant_method": "compressed-tensors",
-        "format": "dense",
-        "quantization_status": "frozen",
-        "sparsity_config": {
+        "format": int_quantized.FORMAT if rounded else "dense",
+        "quantization_status": "compressed" if rounded else "frozen",
+    }
+    if rounded:
+        values["quantization_config"] |= {
+            "config_groups": {
+                strategy: _int8_group(rounded, strategy)
+                for strategy in sorted(set(rounded.values()))
+            },
+            "ignore": [name for name in matrices if name not in rounded],
+        }
+    if layers:
+        sizes = [stored[f"{layer}.weight"].size for layer in layers]
+        left = [packed[f"{layer}.compressed"].size for layer in layers]
+        values["quantization_config"]["sparsity_config"] = {
             "format": bitmask.FORMAT,
-            "global_sparsity": 1.0 - sum(kept) / sum(sizes),
-            "ignore": whole,
+            "global_sparsity": 1.0 - sum(left) / sum(sizes),
+            "ignore": [name for name in matrices if name not in layers],
             "registry_requires_subclass": False,
             "sparsity_structure": "unstructured",
             "targets": ["Linear"],
+        }
+    return packed
+
+
+def _int8_group(rounded, strategy):
+    return {
+        "targets": [name for name, each in rounded.items() if each == strategy],
+        "weights": {
+            "num_bits": 8,
+            "type": "int",
+            "symmetric": True,
+            "strategy": strategy,
         },
     }
-    return packed
 
 
 def _task_fields(num_outputs, task):
@@ -314,7 +359,17 @@ def _read_arrays(directory):
                     f"{name}. Remove one of the two."
                 )
             arrays[present] = array
-    return bitmask.unpack(arrays, directory)
+    return int_quantized.dequantize(
+        bitmask.unpack(arrays, directory),
+        bitmask.find_kept(arrays, int_quantized.quantized_layers(arrays)),
+        directory,
+        # Of files of ours it is known that what is not packed is dense.
+        is_dense=_has_ranges(arrays),
+    )
+
+
+def _has_ranges(arrays):
+    return any(name.rsplit(".", 1)[-1] in RANGES for name in arrays)
 
 
 def _read_safetensors(path):

@@ -102,6 +102,79 @@ def is_range(name):
     return name.rsplit("/", 1)[-1] in RANGES
 
 
+def to_int8(name, array, quantization):
+    """Returns a weight as the whole numbers that a model computes with.
+
+    Args:
+        name: str. Its canonical name.
+        array: float32 array.
+        quantization: Quantization or None.
+
+    Returns:
+        An int8 array and the float32 scale of each column, or of all; None if
+        the weight stays whole.
+
+    Example:
+
+    ```python
+    to_int8("pooler/kernel", np.float32([[0.5, -1]]), Quantization())
+    # [[127, -127]], [[0.5 / 127, 1 / 127]]
+    ```
+    """
+    layer, _, weight = name.rpartition("/")
+    if quantization is None:
+        return None
+    if layer == "word_embeddings" and quantization.embeddings:
+        axis = None
+    elif weight == "kernel" and quantization.covers(layer):
+        axis = 0 if quantization.weights == "per_channel" else None
+    else:
+        return None
+    limit = np.abs(array).max(axis, keepdims=True)
+    scale = np.where(limit == 0.0, 1.0, limit) / LEVELS
+    return np.rint(array / scale).astype(np.int8), scale
+
+
+def from_int8(levels, scale, kept=False):
+    """Returns weights of which `to_int8` makes the same levels and scale.
+
+    They are the levels times the scale, with two exceptions. The greatest may
+    differ in the last bit, as a product that is divided again need not be what
+    it was. And a weight that is kept but was rounded to zero becomes a quarter
+    of a level, so that it is not taken for one that was pruned.
+
+    Args:
+        levels: int8 array.
+        scale: float32 array that broadcasts to it, with a 1 for each dimension
+            that shares a scale; or of one element.
+        kept: bool array like `levels`, or one for all. What was not pruned.
+
+    Returns:
+        A float32 array.
+
+    Example:
+
+    ```python
+    from_int8(np.int8([[127, 0]]), np.float32([0.01]), kept=True)
+    # [[1.27, 0.0025]]
+    ```
+    """
+    scale = scale.reshape(scale.shape if scale.ndim == levels.ndim else (1, 1))
+    product = LEVELS * scale
+    limit = product
+    for neighbour in (np.inf, 0.0):
+        other = np.nextafter(product, np.float32(neighbour))
+        limit = np.where(limit / LEVELS == scale, limit, other)
+    magnitudes = np.abs(levels)
+    weights = np.where(
+        magnitudes == LEVELS, np.sign(levels) * limit, levels * scale
+    )
+    shared = tuple(np.flatnonzero(np.equal(scale.shape, 1)))
+    # Where all is zero a quarter of a level would be the greatest.
+    is_filled = magnitudes.any(shared, keepdims=True)
+    return np.where(kept & (levels == 0) & is_filled, scale / 4, weights)
+
+
 def as_stored(name, array, quantization):
     """Returns a weight in the bits that an exported model has it in.
 
@@ -112,26 +185,9 @@ def as_stored(name, array, quantization):
 
     Returns:
         The array, or whole numbers in int8 without their scale.
-
-    Example:
-
-    ```python
-    as_stored("pooler/kernel", np.float32([[0.5, -1]]), Quantization())
-    # [[127, -127]]
-    ```
     """
-    layer, _, weight = name.rpartition("/")
-    if quantization is None:
-        return array
-    if layer == "word_embeddings" and quantization.embeddings:
-        axis = None
-    elif weight == "kernel" and quantization.covers(layer):
-        axis = 0 if quantization.weights == "per_channel" else None
-    else:
-        return array
-    limit = np.abs(array).max(axis, keepdims=True)
-    scale = np.where(limit == 0.0, 1.0, limit) / LEVELS
-    return np.rint(array / scale).astype(np.int8)
+    found = to_int8(name, array, quantization)
+    return array if found is None else found[0]
 
 
 def new_range(shape):

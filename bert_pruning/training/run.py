@@ -34,7 +34,7 @@ RESUMABLE_FLAGS = frozenset(
 )
 
 
-# Of a run that trained nothing: how texts were cut for what it was made from.
+# Of a run that trained nothing: how texts are cut for what it was made from.
 TEXTS_FILE = "texts.cfg"
 
 # Files of a run that have a number or a level in their names.
