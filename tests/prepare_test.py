@@ -419,6 +419,11 @@ def test_files_that_are_not_as_written_are_refused(place, tmp_path):
         with pytest.raises(UserError, match="Was it edited"):
             find()
     wrong = json.loads(index)
+    del wrong["format"]
+    (folder / "prepare.json").write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match="writes it: 'format'"):
+        find()
+    wrong = json.loads(index)
     del wrong["splits"]["dev"]
     (folder / "prepare.json").write_text(json.dumps(wrong))
     with pytest.raises(UserError, match="writes it: 'dev'"):

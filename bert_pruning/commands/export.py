@@ -128,7 +128,7 @@ def main():
     )
     inputs.find_gpus()
     original, task, dataset = _load(inputs, serving)
-    quantization = FLAGS.quantization or _own_quantization(original)
+    quantization = FLAGS.quantization or _own_quantization(original, form)
     formats.check_quantization(FLAGS.format, original, quantization)
     restoring.check_trained(original)
     checkpoint = original
@@ -245,10 +245,9 @@ def _load(inputs, serving):
     return checkpoint, task, dataset
 
 
-def _own_quantization(checkpoint):
+def _own_quantization(checkpoint, form):
     is_quantized = checkpoint.config.quantization is not None
-    has_int8 = FLAGS.format in ("tflite", "compressed_tensors")
-    return "int8" if is_quantized and has_int8 else "none"
+    return "int8" if is_quantized and "int8" in form.quantizations else "none"
 
 
 def _calibrate(inputs, checkpoint, task):

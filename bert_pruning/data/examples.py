@@ -222,12 +222,8 @@ def find_corpus(
             f"--input=TEXTS --output_dir={folder}` first."
         )
     index = read_json(path)
-    if index.get("format", "tokens") != "tokens":
-        raise UserError(
-            f"{folder} holds examples of --format={index['format']}, which "
-            "are masked for other programs. Run `prepare` without."
-        )
     try:
+        example_format = index["format"]
         ours = describe_vocabulary(vocabulary, do_lower_case)
         theirs = {name: index[name] for name in ours}
         files = {
@@ -245,6 +241,11 @@ def find_corpus(
         raise UserError(
             f"{path} is not as `prepare` writes it: {error}. Was it edited?"
         ) from error
+    if example_format != "tokens":
+        raise UserError(
+            f"{folder} holds examples of --format={example_format}, which are "
+            "masked for other programs. Run `prepare` without."
+        )
     if theirs != ours:
         raise UserError(
             f"{folder} was prepared with another vocabulary, of "

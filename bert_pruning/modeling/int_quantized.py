@@ -99,7 +99,7 @@ def dequantize(
                 "row, can be read. Copy or download it again, or use a float "
                 "checkpoint."
             )
-        scale = scale.astype(np.float32)
+        scale = scale.astype(np.float32).reshape(-1, 1)
         if not (np.isfinite(scale) & (scale > 0)).all():
             raise UserError(
                 f"{scale_name} in {path} has scales that are no positive "

@@ -145,8 +145,8 @@ def from_int8(levels, scale, kept=False):
 
     Args:
         levels: int8 array.
-        scale: float32 array that broadcasts to it, with a 1 for each dimension
-            that shares a scale; or of one element.
+        scale: float32 array of as many dimensions, of size 1 where a scale is
+            shared.
         kept: bool array like `levels`, or one for all. What was not pruned.
 
     Returns:
@@ -155,11 +155,10 @@ def from_int8(levels, scale, kept=False):
     Example:
 
     ```python
-    from_int8(np.int8([[127, 0]]), np.float32([0.01]), kept=True)
+    from_int8(np.int8([[127, 0]]), np.float32([[0.01]]), kept=True)
     # [[1.27, 0.0025]]
     ```
     """
-    scale = scale.reshape(scale.shape if scale.ndim == levels.ndim else (1, 1))
     product = LEVELS * scale
     limit = product
     for neighbour in (np.inf, 0.0):
@@ -185,6 +184,13 @@ def as_stored(name, array, quantization):
 
     Returns:
         The array, or whole numbers in int8 without their scale.
+
+    Example:
+
+    ```python
+    as_stored("pooler/kernel", np.float32([[0.5, -1]]), Quantization())
+    # [[127, -127]]
+    ```
     """
     found = to_int8(name, array, quantization)
     return array if found is None else found[0]
