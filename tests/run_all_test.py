@@ -311,6 +311,7 @@ def test_a_good_sweep_passes_the_checks(prepared, run_all_flags):
         ({"prune_flags": (*SHORT, "--block_size=3x1")}, "does not divide"),
         ({"prune_flags": ("--pruning=none",)}, "--sparsity needs --pruning"),
         ({"finetune_flags": ("--num_train_epochs=inf",)}, "must be finite"),
+        ({"finetune_flags": ("--doc_stride=64",)}, "needs --task_name=SQuAD"),
         ({"tasks": ("MRPC", "RTE")}, "RTE"),
         ({"init_checkpoint": "missing"}, "missing"),
         ({"data_dir": "missing"}, "missing"),
@@ -424,6 +425,18 @@ def test_a_finished_run_of_other_flags_is_not_taken_for_this_one(
 
 def test_the_flags_of_pruning_are_flags_of_train(run_all_flags):
     assert set(PRUNE_FLAGS) < set(preflight.train_flags())
+
+
+def test_the_flags_of_train_are_those_that_it_defines():
+    with defined_flags("train") as flags:
+        expected = {
+            flag.name
+            for module, found in flags.flags_by_module_dict().items()
+            if module.startswith("bert_pruning.")
+            for flag in found
+        }
+    with defined_flags("run_all"):
+        assert set(preflight.train_flags()) >= expected
 
 
 def read_sweep(flags, *arguments):

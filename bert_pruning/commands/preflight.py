@@ -12,11 +12,8 @@ import shutil
 
 from absl import flags
 
-from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
-from bert_pruning.commands import multitask_flags
 from bert_pruning.commands import pruning_flags
-from bert_pruning.commands import quantization_flags
 from bert_pruning.commands import settings
 from bert_pruning.commands import train
 from bert_pruning.commands.sweep import Sweep
@@ -127,12 +124,10 @@ def check_space(directory: str | os.PathLike, num_bytes: int) -> None:
 def train_flags() -> list[str]:
     """The names of the flags that `train` understands."""
     modules = FLAGS.flags_by_module_dict()
-    defining = (
-        *(train, shared, distillation_flags, pruning_flags),
-        *(multitask_flags, quantization_flags),
-    )
     return [
-        flag.name for module in defining for flag in modules[module.__name__]
+        flag.name
+        for module in (train, shared, *train.PARTS)
+        for flag in modules[module.__name__]
     ]
 
 

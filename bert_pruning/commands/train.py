@@ -26,6 +26,12 @@ from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
 
+# What defines and checks the flags of a part each.
+PARTS = (
+    *(distillation_flags, pruning_flags, quantization_flags),
+    *(multitask_flags, pretraining_flags, question_answering_flags),
+)
+
 
 def define_flags():
     """Defines the flags of `train`."""
@@ -95,12 +101,8 @@ def define_flags():
     )
     number("save_steps", 500, "Steps between checkpoints to resume from.", 1)
     number("log_steps", 10, "Steps between TensorBoard scalars.", 1)
-    distillation_flags.define()
-    pruning_flags.define()
-    quantization_flags.define()
-    multitask_flags.define()
-    pretraining_flags.define()
-    question_answering_flags.define()
+    for part in PARTS:
+        part.define()
     shared.define_precision_flag(
         "variables stay float32, and float16 scales the loss dynamically."
     )
@@ -155,12 +157,8 @@ def check_flags():
             "--train_fraction takes a part of the task's training file; "
             "--aug_train is used whole. Leave one out."
         )
-    distillation_flags.check()
-    pruning_flags.check()
-    quantization_flags.check()
-    multitask_flags.check()
-    pretraining_flags.check()
-    question_answering_flags.check()
+    for part in PARTS:
+        part.check()
     if FLAGS.lr_schedule == "rewind" and FLAGS.pruning != "magnitude":
         raise UserError(
             "--lr_schedule=rewind begins anew when the sparsity rises, and "
