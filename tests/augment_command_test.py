@@ -221,6 +221,7 @@ def test_a_killed_augmentation_goes_on(place, tmp_path, monkeypatch):
         (["--data_dir=nowhere"], "nowhere"),
         (["--data_dir=tfds"], "needs the task's files"),
         (["--task_name=AX"], "AX has no training data; augment MNLI"),
+        (["--task_name=SQuAD"], "of labelled texts. Received: --task_name=SQu"),
         (["--glove=nowhere"], "Cannot read nowhere"),
         (["--replace_probability=0"], "--replace_probability"),
         (["--num_variants=0"], "num_variants"),

@@ -19,6 +19,9 @@ from bert_pruning.commands import assembly
 from bert_pruning.commands import distillation_flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
+from bert_pruning.commands import multitask
+from bert_pruning.commands import pretraining
+from bert_pruning.commands import question_answering
 from bert_pruning.compression import costs
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
@@ -665,6 +668,17 @@ def test_the_zeros_of_a_sparse_run_are_kept(place, tmp_path):
         (["--pruning=lock"], "this one is dense"),
         (["--lr_schedule=rewind"], "needs --pruning=magnitude"),
         (["--keep=last", "--patience=1"], "--keep=last would not keep"),
+        (
+            ["--pruning=magnitude", "--sparsity=0.5", "--patience=1"],
+            "Give --pruning_end, such as 0.5",
+        ),
+        (
+            [
+                *("--pruning=magnitude", "--sparsity=0.5"),
+                "--block_pooling_type=MAX",
+            ],
+            "needs --block_size",
+        ),
         (["--pruning_regrowth=shadow"], "needs --pruning=magnitude"),
         (
             [
@@ -742,7 +756,31 @@ def test_evaluate_refuses_a_run_as_its_output(place, tmp_path):
         assert contents(run) == before
 
 
-def test_assembly_checks_before_it_clears(place):
+@pytest.mark.parametrize(
+    ("road", "last_check"),
+    [
+        (assembly, "_read_data"),
+        (multitask, "_build"),
+        (pretraining, "_build"),
+        (question_answering, "_build"),
+    ],
+)
+def test_all_is_checked_before_anything_is_cleared(road, last_check):
     """The order that the refusals above rest on."""
-    source = assembly.train.__code__.co_names
-    assert source.index("_read_data") < source.index("begin")
+    source = road.train.__code__.co_names
+    assert source.index(last_check) < source.index("begin")
+
+
+def test_a_kernel_that_is_not_there_clears_nothing(place, tmp_path):
+    """Blocks are checked in the classifier's columns, the task's classes."""
+    run = tmp_path / "run"
+    flags = (f"--output_dir={run}", "--max_steps=1")
+    assert train(place, *flags)[0] == 0
+    before = contents(run)
+    status, _, err = train(
+        *(place, *flags, "--overwrite", "--pruning=magnitude"),
+        *("--sparsity=0.5", "--prune_targets=classifier", "--block_size=1x3"),
+    )
+    assert status == 2
+    assert "does not divide the kernel of classifier, 16 x 2" in err
+    assert contents(run) == before

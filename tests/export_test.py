@@ -14,6 +14,7 @@ from bert_pruning.commands import export as export_command
 from bert_pruning.data.tokenization import BertTokenizer
 from bert_pruning.delivery import formats
 from bert_pruning.delivery import model_card
+from bert_pruning.delivery import quantizations
 from bert_pruning.delivery import restoring
 from bert_pruning.delivery import saved_model
 from bert_pruning.delivery import tflite
@@ -437,6 +438,7 @@ def test_a_card_tells_how_a_model_was_made(tmp_path):
         (["--format=huggingface", "--fixed_length"], "tflite"),
         (["--max_seq_length=9999"], "9999"),
         (["--calibration_steps=9"], "--quantization=int8"),
+        (["--cache_dir=x"], "--cache_dir needs --data_dir"),
     ],
 )
 def test_what_a_format_has_not_is_refused(flags, message, tmp_path):
@@ -447,8 +449,7 @@ def test_what_a_format_has_not_is_refused(flags, message, tmp_path):
 
 
 def test_the_command_offers_what_formats_have():
-    assert export_command.QUANTIZATIONS == formats.QUANTIZATIONS
-    assert export_command.FORMATS == tuple(formats.FORMATS)
+    assert quantizations.OF_FORMAT.keys() == formats.FORMATS.keys()
 
 
 @pytest.mark.parametrize(
@@ -609,6 +610,7 @@ def test_a_text_alone_needs_what_the_model_reads(tmp_path):
         (["--text=it", "--task_name=MRPC"], "--text_b"),
         (["--text=it", "--text_b=it", "--task_name=SST-2"], "one text"),
         (["--text=it", "--output_dir=out"], "--output_dir"),
+        (["--text=it", "--regression"], "without --regression"),
         (["--text=it", "--task_name=SQuAD", "--doc_stride=9"], "--doc_stride"),
     ):
         assert message in predict(tmp_path / "model", *flags, status=2)

@@ -321,6 +321,9 @@ def test_it_prunes_and_drops_out_as_asked(place, tmp_path):
             "--pruning=depth is for one task",
         ),
         (["--strategy=mirrored"], "on one device"),
+        (["--hard_label_weight=2"], "--hard_label_weight is for one task"),
+        (["--classifier_dropout=custom:0.1"], "custom is not trained"),
+        (["--tickets=SQuAD:x"], "SQuAD is not trained"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(place, tmp_path, flags, message):

@@ -358,7 +358,7 @@ def test_the_official_format_is_that_of_the_official_code(place, tmp_path):
         (["--dupe_factor=2"], "--dupe_factor needs --format=official"),
         (["--max_seq_length=64"], "longer than the 32 positions"),
         (["--max_seq_length=3"], "must be at least 5"),
-        (["--nsp_probability=2"], "--nsp_probability must lie"),
+        (["--nsp_probability=2"], "--nsp_probability=2"),
         (["--input=tfds:wikipedia/x,a.txt"], "takes one text"),
         (["--input=nowhere"], "names no file"),
         (["--output_dir=P/init"], "would be written over"),

@@ -116,6 +116,28 @@ def test_a_value_that_nothing_asks_for_is_refused(tmp_path):
         read(tmp_path, "seed = 1\na_{seed}: train", sed="2")
 
 
+def test_a_value_may_be_asked_for_by_a_default_alone(tmp_path):
+    text = "x = {base}/y\na: train --z={x}"
+    [found] = read(tmp_path, text, base="b")
+    assert found.arguments == ("--z=b/y",)
+
+
+def test_a_stage_s_folder_is_that_of_its_name(tmp_path):
+    with pytest.raises(UserError, match="Leave it out of a"):
+        read(tmp_path, "a: train --output_dir=x")
+
+
+def test_a_task_that_nothing_asks_for_is_refused(place, tmp_path):
+    (tmp_path / "a.recipe").write_text(
+        "# Not {task_name}\nscores: score --init_checkpoint={init_checkpoint}\n"
+    )
+    finished = run(
+        *(place, f"--recipe={tmp_path}/a.recipe", f"--output_dir={tmp_path}/o")
+    )
+    assert finished.returncode == 2
+    assert "Leave out --task_name=SST-2" in finished.stderr
+
+
 def test_a_ticket_s_file_is_a_path_too(tmp_path):
     assert paths_of("tickets", "RTE:a/b.json,MRPC:c") == ["a/b.json", "c"]
     assert paths_of("tickets", ["RTE:a"]) == ["a"]
@@ -257,7 +279,10 @@ def test_a_level_that_is_none_is_found_before_the_first_stage(
         "tickets_{level}: tickets --init_checkpoint={init_checkpoint} "
         "--scores={scores} --levels={level}\n"
     )
-    flags = (f"--set=level={levels}", f"--output_dir={tmp_path}/o")
+    flags = (
+        *(f"--set=level={levels}", f"--output_dir={tmp_path}/o"),
+        "--task_name=",
+    )
     finished = run(place, f"--recipe={tmp_path}/a.recipe", *flags)
     assert finished.returncode == 2
     assert message in finished.stderr
@@ -271,6 +296,8 @@ def test_a_level_that_is_none_is_found_before_the_first_stage(
         (["--data_dir=nowhere"], "teacher: there is no --data_dir="),
         (["--task_name=squad"], "squad"),
         (["--set=here"], "--set needs NAME=VALUE"),
+        (["--set=here=x"], "--set cannot give {here}: it is the recipe's"),
+        (["--set=data_dir=x"], "--set cannot give {data_dir}: --data_dir does"),
     ],
 )
 def test_a_missing_input_is_found_before_the_first_stage(

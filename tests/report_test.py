@@ -329,6 +329,7 @@ def png_size(path):
         (["--latency", "--lengths=many"], "--lengths needs whole numbers"),
         (["--latency", "--batch_sizes=0"], "--batch_sizes must be positive"),
         (["--latency", "--lengths=17"], "at most 16 tokens"),
+        (["--lengths=8"], "--lengths needs --latency"),
     ],
 )
 def test_what_cannot_be_reported_is_refused(dense_checkpoint, flags, message):

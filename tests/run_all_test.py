@@ -312,6 +312,11 @@ def test_a_good_sweep_passes_the_checks(prepared, run_all_flags):
         ({"prune_flags": ("--pruning=none",)}, "--sparsity needs --pruning"),
         ({"finetune_flags": ("--num_train_epochs=inf",)}, "must be finite"),
         ({"finetune_flags": ("--doc_stride=64",)}, "needs --task_name=SQuAD"),
+        ({"finetune_flags": ("--train_fraction=0.001",)}, "cannot be drawn"),
+        (
+            {"prune_flags": (*SHORT, "--aug_train=nowhere")},
+            "nowhere holds no finished augmentation",
+        ),
         ({"tasks": ("MRPC", "RTE")}, "RTE"),
         ({"init_checkpoint": "missing"}, "missing"),
         ({"data_dir": "missing"}, "missing"),
@@ -325,14 +330,48 @@ def test_what_is_wrong_is_found_before_the_first_training(
         preflight.check(make_sweep(folder, **changes))
 
 
-def test_a_schedule_is_checked_without_its_steps(prepared, run_all_flags):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--structure=a.json", "cut the checkpoint first"),
+        ("--quantize=int8", "goes on with a finished run"),
+    ],
+)
+def test_a_flagfile_says_no_more_than_the_command_line(
+    prepared, run_all_flags, line, message
+):
+    folder = prepared.output_dir.parent
+    write(folder / "prune.cfg", [*PRUNE.split(), line])
+    with pytest.raises(UserError, match=message):
+        preflight.check(make_sweep(folder, prune_flags=SHORT))
+
+
+def test_the_task_is_the_sweep_s_whatever_a_flagfile_says(
+    prepared, run_all_flags
+):
+    folder = prepared.output_dir.parent
+    other = ["--task_name=CoLA", "--data_dir=nowhere", "--seed=7"]
+    write(folder / "prune.cfg", [*PRUNE.split(), *other])
+    sweep = make_sweep(folder, finetune_flagfile=str(folder / "prune.cfg"))
+    for name, task in (("MRPC", "MRPC"), ("mine", "custom")):
+        finetuned = sweep.finetune_stages(name)["5e-5"]
+        for stage in (*finetuned, *sweep.prune_stages(name, "teacher")):
+            preflight._set_flags(stage)
+            assert run_all_flags.task_name == task
+            assert run_all_flags.data_dir.startswith(str(folder / "data"))
+            assert run_all_flags.seed == 42
+
+
+def test_a_schedule_is_checked_in_its_steps(prepared, run_all_flags):
     folder = prepared.output_dir.parent
     write(folder / "prune.cfg", PRUNE.split())
-    frequent = ("--max_seq_length=8", "--pruning_frequency=20000")
-    preflight.check(make_sweep(folder, prune_flags=frequent))
-    with pytest.raises(UserError, match="longer than the ramp of 99 steps"):
-        limited = (*frequent, "--max_steps=99")
-        preflight.check(make_sweep(folder, prune_flags=limited))
+    rare = ("--max_seq_length=8", "--pruning_frequency=20000")
+    preflight.check(
+        make_sweep(folder, prune_flags=(*rare, "--max_steps=20000"))
+    )
+    for limit, steps in (("--max_steps=99", 99), ("--train_batch_size=1", 36)):
+        with pytest.raises(UserError, match=f"the ramp of {steps} steps"):
+            preflight.check(make_sweep(folder, prune_flags=(*rare, limit)))
 
 
 def test_the_mistakes_of_all_tasks_are_told_at_once(prepared, run_all_flags):
@@ -396,7 +435,7 @@ def test_a_full_disk_is_found(tmp_path):
 def test_a_finished_run_of_other_flags_is_not_taken_for_this_one(
     prepared, run_all_flags, monkeypatch
 ):
-    monkeypatch.setattr(preflight, "_check_data", lambda task: None)
+    monkeypatch.setattr(preflight, "_read_labels", lambda task: [0] * 32)
     stage = prepared.finetune_stages("MRPC")["5e-5"][0]
     preflight._set_flags(stage)
     write(
@@ -490,6 +529,7 @@ def test_what_goes_on_after_a_stop_is_said(run_all_flags, monkeypatch, capsys):
         (["--learning_rates="], "empty"),
         (["--seeds=-1"], "--seeds"),
         (["--noprune", "--sparsity=0.5"], "contradict"),
+        (["--noprune", "--prune_from=finetuned"], "contradict"),
         (["--prune_flagfile="], "How shall be pruned"),
         (["--tasks=squad"], "--tasks=squad"),
     ],

@@ -237,6 +237,7 @@ def test_a_structure_is_kept_as_given(place):
         (["--keep_structure=x", "--num_layers=1"], "not --num_layers"),
         (["--keep_structure=x"], "Cannot read x"),
         (["--scores=nowhere", "--keep_heads=2"], "Cannot read nowhere"),
+        (["--num_layers=1", "S"], "or leave out --scores"),
         (["--init_checkpoint=nowhere", "--num_layers=1"], "nowhere"),
     ],
 )
@@ -280,6 +281,12 @@ def test_a_shape_that_was_cut_before_is_not_touched(place):
         (["--data_dir="], "Missing: --data_dir"),
         (["--teacher_checkpoint=x"], "--teacher_checkpoint needs --distill"),
         (["--method=best"], "--method"),
+        (
+            ["--method=magnitude", "--hard_label_weight=2"],
+            "--hard_label_weight is not for --method=magnitude",
+        ),
+        (["--task_name=SQuAD"], "scores on labelled texts"),
+        (["--task_name=AX"], "AX has no training data"),
         (
             [
                 *("--teacher_checkpoint=x", "--distill=logits"),
@@ -393,6 +400,13 @@ def test_depth_is_cut_while_it_trains(place, tmp_path):
             "equal numbers of heads",
         ),
         (["--patience=-1"], "--patience"),
+        (
+            [
+                *("--pruning=depth", "--num_layers=1", "--pruning_end=0.5"),
+                *("--quantize=int8", "--quantize_layers=layer_1_*"),
+            ],
+            "called layer_1_*",
+        ),
         (
             [
                 *("--pruning=width", "--keep_heads=3", "--pruning_end=0.5"),

@@ -1,5 +1,7 @@
 """The masks are exact, only where they should be, and there after each step."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,6 +15,7 @@ from bert_pruning.compression.pruning import Pruner
 from bert_pruning.compression.pruning import wrap
 from bert_pruning.compression.pruning import wrappers_of
 from bert_pruning.compression.sparsity import Sparsity
+from bert_pruning.compression.sparsity import check_zeros
 from bert_pruning.compression.sparsity import find_targets
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import bert
@@ -338,6 +341,27 @@ def test_a_pruned_weight_stays_zero_whatever_the_optimizer_does():
     for name, wrapper in pruner.wrappers.items():
         kernel = wrapper.layer.kernel.numpy()
         np.testing.assert_array_equal(kernel != 0, masks[name] != 0)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "global"])
+def test_more_dead_columns_than_zeros_asked_are_told_before(distribution):
+    kernels = {
+        name: np.random.default_rng(i).normal(size=(8, 8))
+        for i, name in enumerate(("layer_0_query", "layer_0_key"))
+    }
+    for kernel in kernels.values():
+        kernel[:, :4] = 0.0
+    dead = dataclasses.replace(
+        Sparsity(final=0.3, end_step=9), distribution=distribution
+    )
+    with pytest.raises(UserError, match=r"0\.5000 of it.* than the 0\.3"):
+        check_zeros(kernels, dead)
+    check_zeros(kernels, dataclasses.replace(dead, final=0.5))
+    # Zeros here and there may be trained.
+    for kernel in kernels.values():
+        kernel[:] = np.eye(8)
+    check_zeros(kernels, dead)
+    check_zeros({}, dead)
 
 
 def test_a_missed_target_fails_loudly():

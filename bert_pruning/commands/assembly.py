@@ -54,12 +54,12 @@ def train():
     run = Run(FLAGS.output_dir, shared.flags_as_text(), FLAGS.overwrite)
     task = shared.find_training_task("train on")
     checkpoint = inputs.load_checkpoint(FLAGS.init_checkpoint)
-    checkpoint = quantization_flags.quantize(checkpoint)
     tokenizer = inputs.find_tokenizer(checkpoint)
     structure, sizes = None, {}
     if FLAGS.structure:
         structure = Structure.load(FLAGS.structure)
         checkpoint, sizes = _cut(checkpoint, structure)
+    checkpoint = quantization_flags.quantize(checkpoint)
     dropout, of_tasks = multitask_flags.classifier_dropouts()
     dropout = of_tasks.get(task.name, dropout)
     if dropout is not None:
@@ -67,12 +67,14 @@ def train():
             checkpoint.config, classifier_dropout=dropout
         )
         checkpoint = dataclasses.replace(checkpoint, config=config)
-    pruning_flags.check_model(checkpoint)
+    pruning_flags.check_model(checkpoint, num_outputs=task.num_outputs)
     teacher = inputs.load_teacher(checkpoint, task)
     if teacher is not None:
         pruning_flags.check_teacher(checkpoint.config, teacher[0])
+        if task.is_regression:
+            distillation_flags.note_regression(task.title)
     dev_sets, batches = _read_data(task, tokenizer)
-    plan = plan_for(batches)
+    plan = plan_for(batches.num_batches)
     builder = _ModelBuilder(
         task,
         plan.num_steps,
@@ -438,19 +440,23 @@ def _judge_teacher(teacher, task, dataset):
         )
 
 
-def plan_for(batches):
-    """Returns when what happens, by the flags and an epoch's length."""
+def plan_for(num_batches):
+    """Returns when what happens, by the flags.
+
+    Args:
+        num_batches: int. An epoch's steps.
+    """
     num_steps = FLAGS.max_steps
     if num_steps is None:
-        num_steps = round(batches.num_batches * FLAGS.num_train_epochs)
+        num_steps = round(num_batches * FLAGS.num_train_epochs)
     num_steps = max(1, num_steps)
     patience = None
     if FLAGS.patience is not None:
-        patience = math.ceil(batches.num_batches * FLAGS.patience)
+        patience = math.ceil(num_batches * FLAGS.patience)
     return trainer.Plan(
         num_steps=num_steps,
-        steps_per_epoch=batches.num_batches,
-        eval_steps=FLAGS.eval_steps or batches.num_batches,
+        steps_per_epoch=num_batches,
+        eval_steps=FLAGS.eval_steps or num_batches,
         save_steps=FLAGS.save_steps,
         log_steps=FLAGS.log_steps,
         accumulation=FLAGS.gradient_accumulation_steps,

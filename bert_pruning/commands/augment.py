@@ -101,7 +101,12 @@ def main():
 def check_flags():
     """Finds what is wrong before anything is loaded."""
     shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
-    shared.check_task_name()
+    if shared.is_special():
+        raise UserError(
+            "augment replaces words of labelled texts. Received: --task_name="
+            f"{FLAGS.task_name}."
+        )
+    shared.check_training_tasks("augment")
     if FLAGS.data_dir == "tfds":
         raise UserError(
             "augment needs the task's files, not TensorFlow Datasets. Fetch "

@@ -119,6 +119,21 @@ def _check_use(name, features):
         )
 
 
+def note_regression(title):
+    """Says which flags have no part in matching scores."""
+    unused = [
+        f"--{name}"
+        for name in ("temperature", "logits_loss")
+        if shared.is_changed(name)
+    ]
+    if unused:
+        shared.LOG.info(
+            "%s is a regression, whose scores are matched by their squared "
+            "difference, without %s.",
+            *(title, " and ".join(unused)),
+        )
+
+
 def label_weight():
     """Returns the weight of the loss on the true labels."""
     if FLAGS.hard_label_weight is not None:

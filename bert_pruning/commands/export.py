@@ -26,24 +26,17 @@ from absl import flags
 
 from bert_pruning.commands import flags as shared
 from bert_pruning.data.task import stored_title
+from bert_pruning.delivery import quantizations
+from bert_pruning.delivery.quantizations import OF_FORMAT
+from bert_pruning.delivery.quantizations import QUANTIZATIONS
 from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
-
-FORMATS = (
-    "tflite",
-    "saved_model",
-    "huggingface",
-    "compressed_tensors",
-    "official",
-)
 
 _PARTIAL = ".partial-"
 
 # Share of the metric that a file may lose without a word.
 _LOSS = 0.02
-
-QUANTIZATIONS = ("none", "float16", "dynamic_int8", "int8")
 
 
 def define_flags():
@@ -52,7 +45,7 @@ def define_flags():
     flags.DEFINE_string("init_checkpoint", None, "The model.")
     flags.DEFINE_string("output_dir", None, "The folder to write.")
     flags.DEFINE_bool("overwrite", False, "Replace what is in --output_dir.")
-    flags.DEFINE_enum("format", "tflite", FORMATS, "What is written.")
+    flags.DEFINE_enum("format", "tflite", list(OF_FORMAT), "What is written.")
     flags.DEFINE_enum(
         "quantization",
         None,
@@ -95,8 +88,12 @@ def check_flags():
             f"The file of a model of {FLAGS.task_name} is checked on sentences "
             "alone. Leave out --data_dir."
         )
-    if not FLAGS.data_dir and shared.is_changed("split"):
-        raise UserError("--split needs --data_dir.")
+    if not FLAGS.data_dir:
+        for name in ("split", "eval_batch_size", "cache_dir"):
+            if shared.is_changed(name):
+                raise UserError(f"--{name} needs --data_dir.")
+    if FLAGS.quantization is not None:
+        quantizations.check(FLAGS.format, FLAGS.quantization)
     if shared.is_changed("calibration_steps") and FLAGS.quantization != "int8":
         raise UserError("--calibration_steps needs --quantization=int8.")
     if FLAGS.format != "tflite":
@@ -128,8 +125,7 @@ def main():
     )
     inputs.find_gpus()
     original, task, dataset = _load(inputs, serving)
-    quantization = FLAGS.quantization or _own_quantization(original, form)
-    formats.check_quantization(FLAGS.format, original, quantization)
+    quantization = _find_quantization(original)
     restoring.check_trained(original)
     checkpoint = original
     if quantization == "int8" and original.config.quantization is None:
@@ -245,9 +241,22 @@ def _load(inputs, serving):
     return checkpoint, task, dataset
 
 
-def _own_quantization(checkpoint, form):
-    is_quantized = checkpoint.config.quantization is not None
-    return "int8" if is_quantized and "int8" in form.quantizations else "none"
+def _find_quantization(checkpoint):
+    """Returns how numbers are kept: as asked for, or as the model has them."""
+    asked = FLAGS.quantization
+    if checkpoint.config.quantization is None:
+        return asked or "none"
+    if FLAGS.format == "tflite" and asked not in (None, "int8"):
+        raise UserError(
+            f"{checkpoint.path} was trained to compute in 8 bits. Leave out "
+            f"--quantization. Received: {asked}."
+        )
+    if shared.is_changed("calibration_steps"):
+        raise UserError(
+            f"{checkpoint.path} was trained to compute in 8 bits: it has its "
+            "ranges. Leave out --calibration_steps."
+        )
+    return asked or ("int8" if "int8" in OF_FORMAT[FLAGS.format] else "none")
 
 
 def _calibrate(inputs, checkpoint, task):

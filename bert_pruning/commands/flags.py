@@ -151,9 +151,32 @@ def check_task_name():
     Raises:
         UserError: saying which there are.
     """
-    for name in (FLAGS.task_name or "").split(","):
-        if name and name.strip().lower() not in SPECIAL_TASKS:
-            tasks.get_task(name)
+    if FLAGS.task_name and not is_custom():
+        refuse_custom_flags()
+    _named_tasks()
+
+
+def check_training_tasks(verb="train"):
+    """Checks that --task_name names tasks that have training sets.
+
+    Args:
+        verb: str. What is to be done with them.
+
+    Raises:
+        UserError: saying which there are, or which has none.
+    """
+    check_task_name()
+    for task in _named_tasks():
+        check_trainable(task, verb)
+
+
+def _named_tasks():
+    """Returns the tasks of GLUE that --task_name names."""
+    return [
+        tasks.get_task(name)
+        for name in (FLAGS.task_name or "").split(",")
+        if name and name.strip().lower() not in SPECIAL_TASKS
+    ]
 
 
 def is_special():

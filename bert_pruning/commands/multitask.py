@@ -65,16 +65,17 @@ def train():
         FLAGS.seed,
         FLAGS.sampling_temperature,
     )
-    plan = assembly.plan_for(mixture)
+    plan = assembly.plan_for(mixture.num_batches)
     sparsity = pruning_flags.build_sparsity(checkpoint, plan.num_steps)
     sizes = _sizes(checkpoint.config, structures)
     for name, share in sizes.items():
         LOG.info("%s = %.2f", name, share)
+    model = _build(checkpoint, tasks, gates, plan.num_steps, sparsity)
+    # Whatever could be wrong has been looked at; now replace what was there.
     run.begin()
     for name, path in files.items():
         parts.keep_structure(run, f"ticket_{name}.json", structures[name], path)
     LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
-    model = _build(checkpoint, tasks, gates, plan.num_steps, sparsity)
     evaluator = multitask.MultiTaskEvaluator(model, tasks)
     about = {
         task.name: {

@@ -16,6 +16,9 @@ FLAGS = flags.FLAGS
 # What only a training of several tasks reads.
 NAMES = ("tickets", "sampling_temperature")
 
+# What it does not read.
+_OF_ONE = ("teacher_checkpoint", "hard_label_weight", "aug_train", "structure")
+
 
 def define():
     """Defines the flags of several tasks, and of the classifiers' dropout."""
@@ -54,7 +57,6 @@ def find_tasks():
     """
     if not is_asked():
         return [shared.find_training_task("train on")]
-    shared.refuse_custom_flags()
     found = []
     for name in FLAGS.task_name.split(","):
         if name.strip().lower() in shared.SPECIAL_TASKS:
@@ -95,8 +97,8 @@ def check():
         return
     find_tasks()
     find_tickets()
-    for name in ("teacher_checkpoint", "aug_train", "structure"):
-        if FLAGS[name].value:
+    for name in _OF_ONE:
+        if shared.is_changed(name):
             raise UserError(f"--{name} is for one task. Received: several.")
     if FLAGS.pruning in ("width", "depth"):
         raise UserError(
@@ -149,7 +151,8 @@ def _by_task(flag, items, form):
         name, separator, value = item.partition(":")
         if not separator or not value:
             raise UserError(f"--{flag} takes {form}. Received: {item!r}.")
-        name = tasks.get_task(name).name
+        if name.strip().lower() not in shared.SPECIAL_TASKS:
+            name = tasks.get_task(name).name
         if name not in names or name in found:
             problem = "named twice" if name in found else "not trained"
             raise UserError(

@@ -21,6 +21,12 @@ from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
 
+# What is not read of a single text.
+_OF_FILES = (
+    *("data_dir", "output_dir", "split", "eval_batch_size", "cache_dir"),
+    *(*shared.COLUMNS.values(), "regression"),
+)
+
 
 def define_flags():
     """Defines the flags of `predict`."""
@@ -53,7 +59,7 @@ def check_flags():
             raise UserError("--text_b needs --text.")
         shared.require("data_dir", "output_dir")
         return
-    for name in ("data_dir", "output_dir", "split"):
+    for name in _OF_FILES:
         if shared.is_changed(name):
             raise UserError(f"--text is predicted alone, without --{name}.")
     for name in question_answering_flags.NAMES:

@@ -16,6 +16,7 @@ from bert_pruning.commands import flags as shared
 from bert_pruning.commands import pruning_flags
 from bert_pruning.commands import settings
 from bert_pruning.commands import train
+from bert_pruning.commands.sweep import DECIDED
 from bert_pruning.commands.sweep import Sweep
 from bert_pruning.data.tasks import Task
 from bert_pruning.data.tasks import read_examples
@@ -56,14 +57,20 @@ def check(sweep: Sweep) -> dict[str, Task]:
         with problems.of(stage.title):
             _set_flags(stage)
             train.check_flags()
+            _check_decided()
             _check_earlier_run(stage)
     problems.tell()
-    tasks = {}
+    tasks, num_steps = {}, {}
     for name in sweep.tasks:
         with problems.of(name):
-            _set_flags(_stages(sweep, name)[0])
+            of_task = _stages(sweep, name)
+            _set_flags(of_task[0])
             tasks[name] = shared.find_task()
-            _check_data(tasks[name])
+            labels = _read_labels(tasks[name])
+            for stage in of_task:
+                with problems.of(stage.title):
+                    _set_flags(stage)
+                    num_steps[stage] = _count_steps(tasks[name], labels)
 
     from bert_pruning.modeling.checkpoints import load_checkpoint
     from bert_pruning.modeling.checkpoints import resolve_do_lower_case
@@ -75,7 +82,9 @@ def check(sweep: Sweep) -> dict[str, Task]:
                 _set_flags(stage)
                 shared.check_length(checkpoint.config)
                 resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
-                pruning_flags.check_model(checkpoint)
+                pruning_flags.check_model(
+                    checkpoint, num_steps=num_steps.get(stage)
+                )
                 # The teacher is fine-tuned from the same checkpoint.
                 pruning_flags.check_teacher(
                     checkpoint.config, checkpoint.config
@@ -176,6 +185,15 @@ def _set_flags(stage):
         )
 
 
+def _check_decided():
+    """What the command line is refused, a flagfile must not say either."""
+    for name in ("tickets", "sampling_temperature", "quantize", "structure"):
+        if shared.is_changed(name):
+            raise UserError(
+                f"--{name} is decided by the sweep: {DECIDED[name]}."
+            )
+
+
 def _check_earlier_run(stage):
     """A finished run of other flags must not pass for the one asked for."""
     begun = stage.directory / "flags.cfg"
@@ -195,10 +213,31 @@ def _check_earlier_run(stage):
         )
 
 
-def _check_data(task):
+def _read_labels(task):
+    """Reads what a training reads of a task; returns the training labels."""
+    shared.check_trainable(task, "train on")
+    labels = {}
     for split in task.splits:
         if split == "train" or split.startswith("dev"):
-            examples = read_examples(task, FLAGS.data_dir, split)
-            if examples.labels is None:
+            labels[split] = read_examples(task, FLAGS.data_dir, split).labels
+            if labels[split] is None:
                 raise UserError(f"{task.name}: {split} has no labels.")
-    shared.check_trainable(task, "train on")
+    return labels["train"]
+
+
+def _count_steps(task, labels):
+    """Returns the steps of a stage that trains on rows with such labels."""
+    from bert_pruning.commands import assembly
+    from bert_pruning.data import shards
+    from bert_pruning.data import subsets
+
+    rows = [len(labels)]
+    if FLAGS.aug_train:
+        rows = shards.find_shards(FLAGS.aug_train, task).rows
+    elif FLAGS.train_fraction < 1.0:
+        drawn = subsets.draw_labelled_rows(
+            labels, FLAGS.train_fraction, FLAGS.subset_seed
+        )
+        rows = [len(drawn)]
+    batches = [max(count // FLAGS.train_batch_size, 1) for count in rows]
+    return assembly.plan_for(sum(batches)).num_steps

@@ -41,8 +41,16 @@ def define_flags():
     text("output_dir", None, "Receives the examples.")
     flags.DEFINE_bool("overwrite", False, "Replace what is in --output_dir.")
     number("max_seq_length", 128, "Longest pair, in tokens.")
-    real("short_seq_probability", 0.1, "Of a document in shorter pairs.")
-    real("nsp_probability", 0.5, "Of a second segment from elsewhere.")
+    real(
+        "short_seq_probability",
+        0.1,
+        "Of a document in shorter pairs.",
+        0.0,
+        1.0,
+    )
+    real(
+        "nsp_probability", 0.5, "Of a second segment from elsewhere.", 0.0, 1.0
+    )
     real(
         "dev_share",
         0.05,
@@ -51,7 +59,11 @@ def define_flags():
         0.5,
     )
     number("shard_rows", 50_000, "Examples in a file, about.", 1)
-    text("language", "en", "Of the sentences.")
+    text(
+        "language",
+        "en",
+        "Of the sentences; of one that the splitter does not know, as English.",
+    )
     number("seed", 42, "Of all choices.", 0, 2**31 - 1)
     flags.DEFINE_enum(
         "format",
@@ -63,7 +75,7 @@ def define_flags():
     )
     number("dupe_factor", 10, "format=official: times each text is used.", 1)
     number("max_predictions_per_seq", 20, "format=official.", 1)
-    real("masked_lm_prob", 0.15, "format=official.")
+    real("masked_lm_prob", 0.15, "format=official.", 0.0, 1.0)
     flags.DEFINE_bool("do_whole_word_mask", False, "format=official.")
     flags.DEFINE_multi_string("beam", [], "Options of Apache Beam.")
 

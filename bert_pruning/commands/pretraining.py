@@ -63,13 +63,13 @@ def train():
         masking,
         FLAGS.seed,
     )
-    plan = assembly.plan_for(batches)
+    plan = assembly.plan_for(batches.num_batches)
     sparsity = pruning_flags.build_sparsity(checkpoint, plan.num_steps, _GROUPS)
-    run.begin()
-    shared.LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
-
     with strategy.scope():
         model = _build(checkpoint, teacher, matches, sparsity, plan.num_steps)
+        # What could be wrong has been looked at; now replace what was there.
+        run.begin()
+        shared.LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
         evaluator = pretraining.PretrainingEvaluator(model.student, masking)
         assembly.log_plan(plan, run)
         results = assembly.run_training(

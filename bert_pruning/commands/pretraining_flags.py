@@ -56,7 +56,6 @@ def check():
             if shared.is_changed(name):
                 raise UserError(f"--{name} needs --task_name={NAME}.")
         return
-    shared.refuse_custom_flags()
     shared.refuse_flags(_OTHERS, f"--task_name={NAME}")
     if "split" in FLAGS and FLAGS.split != "dev":
         raise UserError(

@@ -185,6 +185,11 @@ def check():
             raise UserError(f"--{name} needs --pruning={' or '.join(methods)}.")
     if FLAGS.pruning in ("none", "lock"):
         return
+    if shared.is_changed("block_pooling_type") and FLAGS.block_size == "1x1":
+        raise UserError(
+            "--block_pooling_type is of blocks, and needs --block_size, such "
+            "as 4x1."
+        )
     needed = used[0]
     if FLAGS[needed].value is None:
         raise UserError(
@@ -303,9 +308,9 @@ def build_shrinkage(config, num_steps=None):
     return None
 
 
-def shapes_of(config):
+def shapes_of(config, num_steps=None):
     """Returns the shapes that a model has on its way, the first included."""
-    found = build_shrinkage(config, FLAGS.max_steps)
+    found = build_shrinkage(config, num_steps or FLAGS.max_steps)
     return (config,) if found is None else found.shapes
 
 
@@ -323,7 +328,9 @@ def check_teacher(config, teacher):
         distillation_flags.build_matches(shape, teacher)
 
 
-def check_model(checkpoint, heads=_TASK_HEADS):
+def check_model(
+    checkpoint, heads=_TASK_HEADS, num_outputs=None, num_steps=None
+):
     """Checks the flags of pruning against a model that is not built yet.
 
     A sparse one that is about to become dense is warned of.
@@ -331,12 +338,16 @@ def check_model(checkpoint, heads=_TASK_HEADS):
     Args:
         checkpoint: Checkpoint. To begin with.
         heads: tuple of str. Of the model, as `names.Weight.group` has them.
+        num_outputs: int or None. Of the classifier; None: not known yet.
+        num_steps: int or None. Optimizer steps of the run; None: those of
+            --max_steps, if it says.
 
     Raises:
         UserError: if they contradict each other or the model.
     """
-    shapes_of(checkpoint.config)
-    pruning = build_sparsity(checkpoint, FLAGS.max_steps, heads)
+    num_steps = num_steps or FLAGS.max_steps
+    shapes_of(checkpoint.config, num_steps)
+    pruning = build_sparsity(checkpoint, num_steps, heads)
     if pruning is None:
         sparse = sparsity.find_sparse(_kernels(checkpoint, heads))
         if sparse:
@@ -353,10 +364,17 @@ def check_model(checkpoint, heads=_TASK_HEADS):
             *(len(pruning.targets), pruning.final),
             f"; dense: {', '.join(sorted(dense))}" if dense else "",
         )
-    # The classifier's columns, the task's classes, are not known yet.
     kernels = {
         row.name.removesuffix("/kernel"): row.shape
         for row in names.weight_table(checkpoint.config, "huggingface")
         if row.name.endswith("/kernel") and row.group in (None, *heads)
     }
-    sparsity.find_targets(kernels, pruning)
+    if "classifier" in kernels:
+        kernels["classifier"] = kernels["classifier"][0], num_outputs
+    targets = sparsity.find_targets(kernels, pruning)
+    if FLAGS.pruning == "magnitude":
+        there = _kernels(checkpoint, heads)
+        sparsity.check_zeros(
+            {name: there[name] for name in sorted(targets & there.keys())},
+            pruning,
+        )

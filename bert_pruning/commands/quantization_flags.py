@@ -8,6 +8,7 @@ import dataclasses
 from absl import flags
 
 from bert_pruning.commands import flags as shared
+from bert_pruning.commands import pruning_flags
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import names
 from bert_pruning.modeling.quantization import DEFAULT_LAYERS
@@ -98,7 +99,9 @@ def quantize(checkpoint, heads=("pooler",)):
 
     found = requantize(checkpoint, quantization)
     if quantization is not None and shared.is_changed("quantize_layers"):
-        table = names.weight_table(found.config, "huggingface")
+        # What stays to the end.
+        shape = pruning_flags.shapes_of(found.config)[-1]
+        table = names.weight_table(shape, "huggingface")
         _check_patterns(
             quantization, [row for row in table if row.group in (None, *heads)]
         )

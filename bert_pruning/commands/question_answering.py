@@ -62,13 +62,13 @@ def train():
         [questions[row] for row in rows], tokenizer, with_labels=True
     ).dataset
     batches = TrainBatches(dataset, **assembly.batch_options())
-    plan = assembly.plan_for(batches)
+    plan = assembly.plan_for(batches.num_batches)
     sparsity = pruning_flags.build_sparsity(checkpoint, plan.num_steps, _HEADS)
-    run.begin()
-    shared.LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
-
     with strategy.scope():
         model = _build(checkpoint, teacher, matches, sparsity, plan.num_steps)
+        # What could be wrong has been looked at; now replace what was there.
+        run.begin()
+        shared.LOG.info("TensorBoard: tensorboard --logdir=%s", run.directory)
         predictor = span.SpanPredictor(model.student)
         assembly.log_plan(plan, run, f"{len(dataset)} windows")
         results = assembly.run_training(

@@ -87,7 +87,6 @@ def check():
             if shared.is_changed(name):
                 raise UserError(f"--{name} needs --task_name=SQuAD or SQuAD2.")
         return
-    shared.refuse_custom_flags()
     shared.refuse_flags(_OTHERS, "--task_name=SQuAD")
     if shared.is_changed("null_score_diff_threshold") and not is_version_2():
         raise UserError(

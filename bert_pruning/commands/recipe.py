@@ -59,10 +59,19 @@ COMMANDS = (
 )
 
 # What stands for a flag, used or not.
-_FROM_FLAGS = {"task_name", "task", "data_dir", "init_checkpoint"}
+_FLAGS = ("task_name", "data_dir", "init_checkpoint")
+
+# What --set does not give.
+_DECIDED = {
+    **{name: f"--{name} does" for name in _FLAGS},
+    "task": "--task_name does",
+    "here": "it is the recipe's folder",
+    "runs": "it is --output_dir",
+}
 
 _LINE = re.compile(r"([\w{}-]+)\s*:\s*(.*)")
 _DEFAULT = re.compile(r"([\w.-]+)\s*=\s*(.*)")
+_OUTPUT_DIR = re.compile(r"--?output_dir\b")
 _PLACEHOLDER = re.compile(r"\{([\w.-]+)\}")
 
 # What `shrink` calls its run; the names are those of its flags.
@@ -89,6 +98,13 @@ def main():
     """Runs the recipe of the flags; returns the exit status."""
     shared.require("recipe", "output_dir")
     check_writable(FLAGS.output_dir)
+    if FLAGS.task_name and not any(
+        "{task" in line for _, line in _lines(FLAGS.recipe)
+    ):
+        raise UserError(
+            f"{FLAGS.recipe} says itself what is learnt. Leave out --task_name="
+            f"{FLAGS.task_name}."
+        )
     stages = read_recipe(FLAGS.recipe, _values(), Path(FLAGS.output_dir))
     waiting = _find_waiting(stages)
     stop_on_signals()
@@ -131,7 +147,7 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
             unknown command, or has a placeholder that stands for nothing; or
             if one that --set gives is not in the recipe.
     """
-    given = values.keys() - _FROM_FLAGS
+    given = values.keys() - {*_FLAGS, "task"}
     values = {
         **values,
         "here": str(Path(path).parent),
@@ -142,7 +158,7 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
         where = f"{path}:{number}"
         default = _DEFAULT.fullmatch(line)
         if default is not None:
-            used.add(default[1])
+            used.update([default[1], *_PLACEHOLDER.findall(default[2])])
             if values.get(default[1]) is None:
                 values[default[1]] = _fill(default[2], values, where)
             continue
@@ -166,6 +182,11 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
             command, *arguments = [
                 _fill(part, values, where) for part in parts
             ] or [""]
+            if any(_OUTPUT_DIR.match(argument) for argument in arguments):
+                raise UserError(
+                    f"{where}: a stage's --output_dir is a folder of its name "
+                    f"in that of the recipe. Leave it out of {name}."
+                )
             if command not in COMMANDS:
                 raise UserError(
                     f"{where}: a stage runs one of {', '.join(COMMANDS)}. "
@@ -184,10 +205,7 @@ def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
 
 
 def _values():
-    values = {
-        name: FLAGS[name].value
-        for name in ("task_name", "data_dir", "init_checkpoint")
-    }
+    values = {name: FLAGS[name].value for name in _FLAGS}
     values["task"] = None
     if FLAGS.task_name:
         # As the task spells it, not the person.
@@ -200,6 +218,11 @@ def _values():
         name, separator, value = text.partition("=")
         if not separator or not _PLACEHOLDER.fullmatch(f"{{{name}}}"):
             raise UserError(f"--set needs NAME=VALUE. Received: {text}.")
+        if name in _DECIDED:
+            raise UserError(
+                f"--set cannot give {{{name}}}: {_DECIDED[name]}. Received: "
+                f"{text}."
+            )
         values[name] = value
     return values
 

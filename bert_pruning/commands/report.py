@@ -49,6 +49,9 @@ def define_flags():
 def main():
     """Reports by the flags; returns the exit status."""
     shared.require("init_checkpoint")
+    for name in ("batch_sizes", "lengths"):
+        if shared.is_changed(name) and not FLAGS.latency:
+            raise UserError(f"--{name} needs --latency.")
     batch_sizes = shared.positive_numbers("batch_sizes")
     lengths = shared.positive_numbers("lengths")
     shared.check_picture(".png", ".svg", ".pdf", ".html")

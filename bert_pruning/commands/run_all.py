@@ -31,6 +31,7 @@ from bert_pruning.commands import settings
 from bert_pruning.commands import train
 from bert_pruning.commands.stages import Stage
 from bert_pruning.commands.stages import stop_on_signals
+from bert_pruning.commands.sweep import DECIDED
 from bert_pruning.commands.sweep import PRUNE_FLAGS
 from bert_pruning.commands.sweep import Sweep
 from bert_pruning.commands.sweep import find_tasks
@@ -43,18 +44,6 @@ from bert_pruning.errors import UserError
 from bert_pruning.training.run import read_results
 
 FLAGS = flags.FLAGS
-
-# The sweep decides these itself.
-_DECIDED = {
-    "learning_rate": "use --learning_rates",
-    "seed": "use --seeds",
-    "task_name": "use --tasks",
-    "teacher_checkpoint": "the best fine-tuned run is the teacher",
-    "tickets": "`train` takes several tasks",
-    "sampling_temperature": "`train` takes several tasks",
-    "quantize": "`train` goes on with a finished run in 8 bits",
-    "structure": "cut the checkpoint first, by `shrink --keep_structure`",
-}
 
 
 def define_flags():
@@ -236,10 +225,10 @@ def _read(stage):
 def _read_sweep():
     """Makes the sweep of the flags; all others of `train` are passed on."""
     shared.require("data_dir", "init_checkpoint")
-    for name, advice in _DECIDED.items():
+    for name, advice in DECIDED.items():
         if FLAGS[name].present:
             raise UserError(f"--{name} is decided by the sweep: {advice}.")
-    own = {"data_dir", "init_checkpoint", "output_dir", *_DECIDED}
+    own = {"data_dir", "init_checkpoint", "output_dir", *DECIDED}
     given = {
         name: FLAGS[name].serialize()
         for name in preflight.train_flags()
@@ -247,6 +236,8 @@ def _read_sweep():
     }
     if not FLAGS.prune:
         unused = [name for name in PRUNE_FLAGS if name in given]
+        if FLAGS["prune_from"].present:
+            unused.append("prune_from")
         if unused:
             raise UserError(f"--noprune and --{unused[0]} contradict.")
     elif not FLAGS.prune_flagfile and "distill" not in given:

@@ -17,7 +17,10 @@ FLAGS = flags.FLAGS
 
 # They need no data.
 _FROM_WEIGHTS = ("magnitude", "random")
-_OF_DATA = ("teacher_checkpoint", "distill", "train_fraction")
+_OF_DATA = (
+    *("teacher_checkpoint", "distill", "hard_label_weight"),
+    "train_fraction",
+)
 
 
 def define_flags():
@@ -88,7 +91,12 @@ def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("init_checkpoint", "output_dir")
     shared.follow_run(FLAGS.init_checkpoint)
-    shared.check_task_name()
+    if shared.is_special() and FLAGS.method not in _FROM_WEIGHTS:
+        raise UserError(
+            f"--method={FLAGS.method} scores on labelled texts. Received: "
+            f"--task_name={FLAGS.task_name}. Give --method=magnitude."
+        )
+    shared.check_training_tasks("score on")
     if "," in (FLAGS.task_name or ""):
         raise UserError(
             "One task is scored at a time. Received: "

@@ -42,6 +42,8 @@ def define_flags():
             None,
             f"Share of the encoder's {cost} to keep, in all layers together, "
             "instead of a shape.",
+            0.0,
+            1.0,
         )
     flags.DEFINE_string(
         "keep_structure", None, "A structure.json, instead of a shape."
@@ -148,6 +150,12 @@ def check_flags():
         )
     if set(ways) & set(_RATIOS) and not FLAGS.scores:
         raise UserError(f"--{ways[0]} needs --scores, which `score` writes.")
+    if FLAGS.scores and not ways:
+        raise UserError(
+            "--scores say which heads and neurons are kept; layers are counted "
+            "from the embeddings. Give --keep_heads, --ffn_hidden_dim, "
+            "--mac_ratio or --param_ratio, or leave out --scores."
+        )
 
 
 def _part_of_task(checkpoint):

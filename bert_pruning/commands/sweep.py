@@ -21,8 +21,8 @@ from bert_pruning.errors import UserError
 class Sweep:
     """Which runs there are, where they go and with which flags.
 
-    The flags of a run, the later ones winning: those of the task's own
-    `task.cfg`, of the stage's flagfile, of the sweep, and the person's.
+    The flags of a run, the later ones winning: those of the stage's flagfile,
+    of the task's own `task.cfg`, of the sweep, and the person's.
 
     Args:
         data_dir: str. Holds one folder per task, or is "tfds".
@@ -77,8 +77,8 @@ class Sweep:
                     f"{task}, fine-tuning at {rate}",
                     self.finetune_dir / task / f"lr_{rate}",
                     seed,
-                    *self._task_flags(task),
                     *_flagfile(self.finetune_flagfile, task),
+                    *self._task_flags(task),
                     f"--init_checkpoint={self.init_checkpoint}",
                     f"--learning_rate={rate}",
                     *self.finetune_flags,
@@ -101,8 +101,8 @@ class Sweep:
                 f"{task}, pruning",
                 self.prune_dir / task,
                 seed,
-                *self._task_flags(task),
                 *_flagfile(self.prune_flagfile, task),
+                *self._task_flags(task),
                 f"--init_checkpoint={begin[self.prune_from]}",
                 f"--teacher_checkpoint={teacher}",
                 *self.prune_flags,
@@ -194,3 +194,15 @@ PRUNE_FLAGS = (
     *distillation_flags.NAMES,
     *pruning_flags.NAMES,
 )
+
+# The flags of `train` that the sweep decides itself, and what to do instead.
+DECIDED = {
+    "learning_rate": "use --learning_rates",
+    "seed": "use --seeds",
+    "task_name": "use --tasks",
+    "teacher_checkpoint": "the best fine-tuned run is the teacher",
+    "tickets": "`train` takes several tasks",
+    "sampling_temperature": "`train` takes several tasks",
+    "quantize": "`train` goes on with a finished run in 8 bits",
+    "structure": "cut the checkpoint first, by `shrink --keep_structure`",
+}

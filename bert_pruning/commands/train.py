@@ -144,7 +144,7 @@ def main():
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
-    shared.check_task_name()
+    shared.check_training_tasks("train on")
     shared.check_finite()
     shared.check_separate(
         FLAGS.output_dir,
@@ -173,6 +173,16 @@ def check_flags():
                 f"--pruning_end={FLAGS.pruning_end:g} and "
                 f"--warmup_proportion={FLAGS.warmup_proportion:g}."
             )
+    if (
+        FLAGS.patience is not None
+        and FLAGS.pruning == "magnitude"
+        and FLAGS.pruning_end == 1.0
+    ):
+        raise UserError(
+            "--patience counts from the first evaluation at the final "
+            "sparsity, which --pruning_end=1 reaches in the last step. Give "
+            "--pruning_end, such as 0.5."
+        )
     if FLAGS.keep == "last" and FLAGS.patience is not None:
         raise UserError(
             "--patience ends a training at its best evaluation, which "

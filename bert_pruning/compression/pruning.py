@@ -22,6 +22,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import (
 
 from bert_pruning.compression import costs
 from bert_pruning.compression import masks
+from bert_pruning.compression.sparsity import TOLERANCE
 from bert_pruning.compression.sparsity import find_targets
 from bert_pruning.modeling import bert
 
@@ -258,7 +259,7 @@ class Pruner(keras.callbacks.Callback):
             # Few, large blocks cannot hit every percentage.
             block = np.prod(self.sparsity.block_size) / count.size
             expected = 1.0 - number / count.size
-            if abs(count.sparsity - expected) > 0.005 + block:
+            if abs(count.sparsity - expected) > TOLERANCE + block:
                 raise RuntimeError(
                     f"{name} ended at sparsity {count.sparsity:.4f} instead "
                     f"of {expected:.4f}. The run is not finished."

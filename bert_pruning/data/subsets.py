@@ -31,21 +31,40 @@ def draw_subset(
     """
     if fraction == 1.0:
         return dataset
-    count = _count(len(dataset), fraction)
-    is_class = dataset.labels.dtype.kind == "i"
+    return dataset.take(draw_labelled_rows(dataset.labels, fraction, seed))
+
+
+def draw_labelled_rows(
+    labels: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
+    """Draws a part of some rows; classes keep their shares.
+
+    Args:
+        labels: int or float array. Of the rows.
+        fraction: float in (0, 1).
+        seed: int.
+
+    Returns:
+        The drawn numbers of rows, rising.
+
+    Raises:
+        UserError: if too few rows or a class of one row make it impossible.
+    """
+    count = _count(len(labels), fraction)
+    is_class = labels.dtype.kind == "i"
     try:
         rows, _ = train_test_split(
-            np.arange(len(dataset)),
+            np.arange(len(labels)),
             train_size=count,
             random_state=seed,
-            stratify=dataset.labels if is_class else None,
+            stratify=labels if is_class else None,
         )
     except ValueError as error:
         raise UserError(
-            f"--train_fraction={fraction} of {len(dataset)} rows cannot be "
+            f"--train_fraction={fraction} of {len(labels)} rows cannot be "
             f"drawn: {error}"
         ) from error
-    return dataset.take(np.sort(rows))
+    return np.sort(rows)
 
 
 def draw_rows(number: int, fraction: float, seed: int) -> np.ndarray:

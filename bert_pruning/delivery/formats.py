@@ -19,14 +19,10 @@ from bert_pruning.compression import surgery
 from bert_pruning.delivery import restoring
 from bert_pruning.delivery import saved_model
 from bert_pruning.delivery import tflite
-from bert_pruning.errors import UserError
 from bert_pruning.modeling import checkpoints
 from bert_pruning.modeling.files import write_vocabulary
 from bert_pruning.modeling.huggingface import Storage
 from bert_pruning.training import evaluation
-
-# How numbers are kept; "none": as they are in the model.
-QUANTIZATIONS = ("none", "float16", "dynamic_int8", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +30,8 @@ class Options:
     """What the formats want to know beside the model.
 
     Args:
-        quantization: str. One of `QUANTIZATIONS`.
+        quantization: str. One of `quantizations.QUANTIZATIONS`, and of the
+            format's.
         max_seq_length: int. Where texts are cut.
         text_names: tuple of str. See `saved_model.Served`.
         batch_size: int or None. The only one that the file takes; None: any.
@@ -59,7 +56,6 @@ class Format:
             returns an array, outputs in the order of the task's labels.
         files: tuple of str. What it writes, for some its folder; the first is
             what the model's bytes are counted in.
-        quantizations: tuple of str. Those of `QUANTIZATIONS` that it has.
         prepare: function of a `Checkpoint` that returns the one that is
             written.
         reference: function of a `Checkpoint` that returns the one whose outputs
@@ -69,7 +65,6 @@ class Format:
     write: Callable
     open: Callable
     files: tuple[str, ...]
-    quantizations: tuple[str, ...] = ("none",)
     prepare: Callable = lambda checkpoint: checkpoint
     reference: Callable = lambda checkpoint: checkpoint
 
@@ -184,31 +179,6 @@ def _open_official(directory, task=None):
     return lambda inputs: forward(inputs)[:, np.argsort(columns)]
 
 
-def check_quantization(name, checkpoint, quantization):
-    """Checks that a format has numbers of such a kind for a model.
-
-    Args:
-        name: str. Of the format.
-        checkpoint: Checkpoint.
-        quantization: str. One of `QUANTIZATIONS`.
-
-    Raises:
-        UserError: if not.
-    """
-    known = FORMATS[name].quantizations
-    if quantization not in known:
-        raise UserError(
-            f"--format={name} has --quantization={' or '.join(known)}. "
-            f"Received: {quantization}."
-        )
-    computes_so = checkpoint.config.quantization is not None
-    if name == "tflite" and computes_so and quantization != "int8":
-        raise UserError(
-            f"{checkpoint.path} was trained to compute in 8 bits. Leave out "
-            f"--quantization. Received: {quantization}."
-        )
-
-
 _HUGGINGFACE_FILES = (
     "model.safetensors",
     "config.json",
@@ -222,7 +192,6 @@ FORMATS = {
         _write_tflite,
         _open_tflite,
         ("model.tflite", "vocab.txt"),
-        QUANTIZATIONS,
     ),
     "saved_model": Format(
         _write_saved_model, _open_saved_model, ("saved_model",)
@@ -231,7 +200,6 @@ FORMATS = {
         _write_huggingface(is_packed=False),
         _open_checkpoint,
         _HUGGINGFACE_FILES,
-        ("none", "float16"),
         prepare=_expand,
         reference=_in_float32,
     ),
@@ -239,7 +207,6 @@ FORMATS = {
         _write_huggingface(is_packed=True),
         _open_checkpoint,
         _HUGGINGFACE_FILES,
-        ("none", "float16", "int8"),
     ),
     "official": Format(
         _write_official,
