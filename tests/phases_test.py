@@ -261,12 +261,20 @@ def test_runs_that_begin_at_a_run_of_their_seed_are_compared(
     status, _, err = compare(place, tmp_path / "y", *flags)
     assert status == 2
     assert "differ in --init_checkpoint. Runs that are compared" in err
+    assert f"begins at {folders[0]}/start, which is not there, and" in err
     moved = [tmp_path / "moved_1", tmp_path / "moved_2"]
     for number, folder in enumerate(folders):
         for name in ("full_1", "winning_60_1", "losing_60_1"):
             start = tmp_path / f"start_{number}"
             change(folder / name, init_checkpoint=start)
     assert find_rows(place, tmp_path / "out_1", folders) == rows
+    # A copy beside them, while the first ones are there too.
+    for number, folder in enumerate(folders):
+        copy = folder / f"start_{number}"
+        shutil.copytree(tmp_path / f"start_{number}", copy)
+    assert find_rows(place, tmp_path / "out_4", folders) == rows
+    for number, folder in enumerate(folders):
+        shutil.rmtree(folder / f"start_{number}")
     for number, (folder, to) in enumerate(zip(folders, moved, strict=True)):
         shutil.move(folder, to)
         shutil.move(tmp_path / f"start_{number}", to / f"start_{number}")

@@ -151,7 +151,7 @@ def test_a_ticket_s_file_is_a_path_too(tmp_path):
     [
         ({}, r":1: {seed} stands for nothing. Give --set=seed=..."),
         ({"seed": ""}, r":1: {seed} names stages and needs words.*Received: "),
-        ({"seed": "1,a/b"}, "needs words"),
+        ({"seed": "1,a/b"}, r"needs words.* Write a_b for a/b"),
         ({"seed": "1,1"}, "the name a_1 is taken"),
     ],
 )
@@ -250,7 +250,8 @@ def test_a_chain_runs_and_is_not_run_twice(place, tmp_path):
     stale = run(place, f"--output_dir={out}")
     assert stale.returncode == 2
     assert "from which it takes something, is to be run anew" in stale.stderr
-    assert f"Delete {out}/scores, too" in stale.stderr
+    folders = ", ".join(f"{out}/{name}" for name in ("scores", "cut", "small"))
+    assert f"Delete {folders} for new runs" in stale.stderr
 
 
 def test_a_wrong_flag_anywhere_is_found_before_the_first_stage(place, tmp_path):
@@ -290,8 +291,59 @@ def test_a_level_that_is_none_is_found_before_the_first_stage(
 
 
 @pytest.mark.parametrize(
+    ("kind", "last", "message"),
+    [
+        (
+            "winning",
+            "ticket: train --task_name=SST-2 --data_dir={data_dir} "
+            "--init_checkpoint={init_checkpoint} "
+            "--structure={tickets}/winning_1/0.json",
+            "Stage ticket: there is no --structure=",
+        ),
+        (
+            "random",
+            "phases: phases --runs={runs} --data_dir={data_dir}",
+            "Stage phases compares winning tickets with the whole model, but "
+            "only random ones are drawn",
+        ),
+    ],
+)
+def test_a_ticket_that_is_not_drawn_is_missed_before_the_first_stage(
+    place, tmp_path, kind, last, message
+):
+    (tmp_path / "a.recipe").write_text(
+        "scores: score --method=random --init_checkpoint={init_checkpoint}\n"
+        "tickets: tickets --init_checkpoint={init_checkpoint} "
+        f"--scores={{scores}} --levels=1/0 --kinds={kind}\n{last}\n"
+    )
+    finished = run(
+        *(place, f"--recipe={tmp_path}/a.recipe", "--task_name="),
+        f"--output_dir={tmp_path}/o",
+    )
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert not contents(tmp_path / "o")
+
+
+def test_what_was_begun_otherwise_is_found_before_the_first_stage(
+    place, tmp_path
+):
+    begun = tmp_path / "o" / "small"
+    (begun / "checkpoint").mkdir(parents=True)
+    (begun / "flags.cfg").write_text("--seed=7\n")
+    before = contents(tmp_path / "o")
+    finished = run(place, f"--output_dir={tmp_path}/o")
+    assert finished.returncode == 2
+    assert "Stage small was begun, but with other flags" in finished.stderr
+    assert "--seed: 7 before, 42 now" in finished.stderr
+    assert f"Delete {begun} for new runs" in finished.stderr
+    assert contents(tmp_path / "o") == before
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--task_name=RTE"], "Stage teacher: Missing file: expected"),
         (["--init_checkpoint=nowhere"], "teacher: there is no --init_check"),
         (["--data_dir=nowhere"], "teacher: there is no --data_dir="),
         (["--task_name=squad"], "squad"),
@@ -376,6 +428,8 @@ def test_a_missing_flagfile_says_what_is_there(place, tmp_path):
 
 def test_a_failing_stage_ends_the_chain(place, tmp_path):
     (tmp_path / "SST-2").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "SST-2" / name).write_text("sentence\tlabel\n")
     flags = (f"--data_dir={tmp_path}", f"--output_dir={tmp_path}/o")
     finished = run(place, *flags)
     assert finished.returncode == 1

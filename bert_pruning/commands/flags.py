@@ -12,6 +12,7 @@ import os
 from absl import flags
 
 from bert_pruning.commands.settings import PATH_LIST_FLAGS
+from bert_pruning.data import tables
 from bert_pruning.data import tasks
 from bert_pruning.errors import UserError
 from bert_pruning.outputs import check_writable
@@ -168,6 +169,23 @@ def check_training_tasks(verb="train"):
     check_task_name()
     for task in _named_tasks():
         check_trainable(task, verb)
+
+
+def check_task_files(splits):
+    """Checks that the tasks that --task_name names have their files.
+
+    Args:
+        splits: tuple of str. Which are read; "dev" stands for each dev set.
+
+    Raises:
+        UserError: naming a file that is missing from --data_dir.
+    """
+    if not os.path.isdir(FLAGS.data_dir or ""):
+        return  # TensorFlow Datasets, or a folder that is still to be made.
+    for task in _named_tasks():
+        for name, split in task.splits.items():
+            if name.startswith(splits):
+                tables.find_file(FLAGS.data_dir, task.folder, split.file)
 
 
 def _named_tasks():

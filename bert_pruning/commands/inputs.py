@@ -67,7 +67,7 @@ def _of_one_task(checkpoint):
     if name:
         return parts.task_part(checkpoint, name)
     shared.LOG.info(
-        "%s was trained on %s; its encoder alone is taken.",
+        "%s was trained on %s; its encoder alone is taken, all of it.",
         checkpoint.path,
         names,
     )

@@ -48,7 +48,10 @@ def task_part(checkpoint, name):
         part, weights={**part.weights, **classifier}, task=about["task"]
     )
     ticket = ticket_of(checkpoint, name)
-    return part if ticket is None else cut(part, ticket)
+    if ticket is None:
+        return part
+    shared.LOG.info("%s: the part that %s uses", checkpoint.path, name)
+    return cut(part, ticket)
 
 
 def ticket_of(checkpoint, name):

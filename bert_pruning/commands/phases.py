@@ -189,9 +189,14 @@ def _find_start(directory, path):
     """Returns the finished run that another begins at, or None."""
     if not path:
         return None
-    # What is no longer where it was may have been moved with the run.
-    beside = directory.parent / Path(path).name
-    found = Path(path) if os.path.exists(path) else beside
+    # It may have been moved or copied with the run.
+    found, beside = Path(path), directory.parent / Path(path).name
+    if not found.exists() or (
+        _is_run(found)
+        and _is_run(beside)
+        and _read_flags(found) == _read_flags(beside)
+    ):
+        found = beside
     return _whole(found) if _is_run(found) and found != directory else None
 
 
@@ -214,12 +219,19 @@ def _check_alike(trained, other):
     ]
     if differing:
         raise UserError(
-            f"{other.directory}, which begins at {other.init_checkpoint}, and "
-            f"{trained.directory}, at {trained.init_checkpoint}, differ in "
+            f"{other.directory}, which begins at {_where(other)}, and "
+            f"{trained.directory}, at {_where(trained)}, differ in "
             f"{', '.join(differing)}. Runs that are compared differ in --seed "
             "and --structure alone, or each begins at a finished run of its "
             "own task and --seed."
         )
+
+
+def _where(trained):
+    path = trained.init_checkpoint
+    named = shared.paths_of("init_checkpoint", path)
+    is_there = all(map(os.path.exists, named))
+    return path if is_there else f"{path}, which is not there"
 
 
 def _warn_of_best(trained):

@@ -23,9 +23,9 @@ stage for each of their values, which --set gives with commas between:
 
 The first line is what {seed} stands for unless --set says otherwise.
 
-Lines may be continued by a backslash; # begins a comment. All flags are checked
-before the first stage, finished stages are skipped, and a killed one is
-resumed.
+Lines may be continued by a backslash; # begins a comment. All flags, and what
+stages read that none before makes, are checked before the first stage; finished
+stages are skipped, and a killed one is resumed.
 """
 
 import dataclasses
@@ -60,6 +60,13 @@ COMMANDS = (
 
 # What stands for a flag, used or not.
 _FLAGS = ("task_name", "data_dir", "init_checkpoint")
+
+# What commands read of the tasks of GLUE that they name.
+_READ = {
+    "train": ("train", "dev"),
+    "score": ("train",),
+    "augment": ("train",),
+}
 
 # What --set does not give.
 _DECIDED = {
@@ -262,9 +269,12 @@ def _choices(name, values, where):
     for found in itertools.product(*lists):
         for n, choice in zip(names, found, strict=True):
             if not re.fullmatch(r"[\w.-]+", choice):
+                advice = ""
+                if "/" in choice:
+                    advice = f" Write {choice.replace('/', '_')} for {choice}."
                 raise UserError(
                     f"{where}: {{{n}}} names stages and needs words with "
-                    f"commas between. Received: {values[n]}."
+                    f"commas between. Received: {values[n]}.{advice}"
                 )
         yield dict(zip(names, found, strict=True))
 
@@ -300,7 +310,7 @@ def _find_waiting(stages):
             other flags, or was made from what is to be made anew.
     """
     context = multiprocessing.get_context("spawn")
-    waiting, checked = [], []
+    waiting, checked, stale = [], [], {}
     # A process of its own for each: commands define the same flags.
     processes = min(len(stages), os.cpu_count() or 1, 8)
     with context.Pool(processes, maxtasksperchild=1) as pool:
@@ -312,20 +322,34 @@ def _find_waiting(stages):
             if error:
                 raise UserError(f"Stage {stage.title}: {error}")
             checked.append((stage, parsed))
-            anew = [other for other in waiting if _refers_to(stage, other)]
-            if anew and _finished(stage):
-                raise UserError(
-                    f"Stage {stage.title} is finished, but stage "
-                    f"{anew[0].title}, from which it takes something, is to be "
-                    f"run anew. Delete {stage.directory}, too."
+            others = (*waiting, *stale)
+            anew = [other for other in others if _refers_to(stage, other)]
+            finished = _finished(stage)
+            differing = _find_differing(finished or _begun(stage), parsed)
+            if anew and finished:
+                stale[stage] = (
+                    f"is finished, but stage {anew[0].title}, from which it "
+                    "takes something, is to be run anew"
                 )
-            if not _is_done(stage, parsed):
+            elif differing:
+                begun = "is finished" if finished else "was begun"
+                stale[stage] = (
+                    f"{begun}, but with other flags ({'; '.join(differing)})"
+                )
+            elif not finished:
                 waiting.append(stage)
-    _check_levels(checked)
+    if stale:
+        reasons = "".join(f"Stage {s.title} {stale[s]}.\n" for s in stale)
+        folders = ", ".join(str(stage.directory) for stage in stale)
+        raise UserError(
+            f"{reasons}Delete {folders} for new runs, or choose another "
+            "--output_dir."
+        )
+    _check_tickets(checked)
     return waiting
 
 
-def _check_levels(checked):
+def _check_tickets(checked):
     """Looks at all tickets before the first training.
 
     The models of which they are drawn are trained later, of the shape of
@@ -334,6 +358,13 @@ def _check_levels(checked):
     calls = [
         parsed.settings for stage, parsed in checked if stage.name == "tickets"
     ]
+    kinds = {kind for call in calls for kind in call["kinds"].split(",")}
+    for stage, _ in checked:
+        if stage.name == "phases" and calls and "winning" not in kinds:
+            raise UserError(
+                f"Stage {stage.title} compares winning tickets with the whole "
+                f"model, but only {', '.join(sorted(kinds))} ones are drawn."
+            )
     is_cut = any(stage.name == "shrink" for stage, _ in checked)
     if not calls or is_cut or not FLAGS.init_checkpoint:
         return
@@ -370,6 +401,8 @@ def _makes(stage, found, path):
     folder = settings.whole_path(str(stage.directory))
     if not shared.is_inside(path, folder):
         return False
+    if stage.name == "tickets" and path != folder:
+        return os.path.relpath(path, folder) in tickets.files_of(found)
     if stage.name != "shrink":
         return True
     # It names its run by the shape.
@@ -391,23 +424,24 @@ def _finished(stage):
     ]
 
 
-def _is_done(stage, parsed):
-    """Whether a stage is finished, with the flags that it has now."""
+def _begun(stage):
+    """Returns the folder of a run that a stage would resume, if any."""
+    folder = stage.directory
+    is_begun = (folder / "flags.cfg").exists()
+    return [folder] if is_begun and (folder / "checkpoint").is_dir() else []
+
+
+def _find_differing(folders, parsed):
+    """Says in which flags runs differ from a stage, if none is alike."""
     differing = []
-    for folder in _finished(stage):
+    for folder in folders:
         before = settings.read(
             (folder / "flags.cfg").read_text(), parsed.defaults
         )
         differing = settings.differences(before, parsed.settings)
         if not differing:
-            return True
-    if differing:
-        raise UserError(
-            f"Stage {stage.title} is finished in {stage.directory}, but with "
-            f"other flags ({'; '.join(differing)}). Delete it to run it anew, "
-            "or choose another --output_dir."
-        )
-    return False
+            return []
+    return differing
 
 
 @dataclasses.dataclass
@@ -433,6 +467,8 @@ def _parse(stage):
         if rest:
             raise UserError(f"flags look like --flag=value, not {rest[0]!r}.")
         command.check_flags()
+        if stage.name in _READ:
+            shared.check_task_files(_READ[stage.name])
     except (UserError, flags.Error) as error:
         return str(error), None
     found = settings.read(shared.flags_as_text(), defaults)

@@ -146,7 +146,7 @@ def check_flags():
         raise UserError(
             "What shall be cut? Give --keep_heads, --num_layers, "
             "--ffn_hidden_dim, --emb_hidden_dim, --mac_ratio, --param_ratio "
-            "or --keep_structure."
+            "or --keep_structure; or --task_name, of a run of several tasks."
         )
     if set(ways) & set(_RATIOS) and not FLAGS.scores:
         raise UserError(f"--{ways[0]} needs --scores, which `score` writes.")

@@ -115,7 +115,6 @@ def _draw(checkpoint):
     """Returns the tickets of all kinds and levels by the names of files."""
     from bert_pruning.compression import tickets
 
-    seeds = [_parse_seed(text) for text in FLAGS.seeds]
     levels = {}
     for text in FLAGS.levels:
         level = Level.parse(text, checkpoint.config)
@@ -124,21 +123,32 @@ def _draw(checkpoint):
                 f"--levels={','.join(FLAGS.levels)}: of this model, {text} "
                 "leaves out what one before does. Leave one of them away."
             )
-        levels[text.strip().replace("/", "_")] = level
+        levels[text] = level
     scores = pruning_flags.load_scores(checkpoint) if FLAGS.scores else None
     drawn = {}
-    for kind in FLAGS.kinds:
-        for title, level in levels.items():
-            for seed in seeds if kind == "random" else [None]:
-                ticket = tickets.draw_ticket(
-                    checkpoint.config, level, kind, scores, seed or 0
-                )
-                name = f"{kind}_{title}"
-                if seed is not None and len(seeds) > 1:
-                    name += f"_seed{seed}"
-                about = {**ticket.about, "seed": seed, "scores": FLAGS.scores}
-                drawn[name] = dataclasses.replace(ticket, about=about)
+    for name, (kind, text, seed) in _names(
+        FLAGS.kinds, FLAGS.levels, FLAGS.seeds
+    ).items():
+        ticket = tickets.draw_ticket(
+            checkpoint.config, levels[text], kind, scores, seed or 0
+        )
+        about = {**ticket.about, "seed": seed, "scores": FLAGS.scores}
+        drawn[name] = dataclasses.replace(ticket, about=about)
     return drawn
+
+
+def _names(kinds, levels, seeds):
+    """Returns the kind, level and seed of each ticket, by its file's name."""
+    found = {}
+    for kind in kinds:
+        for level in levels:
+            for seed in seeds if kind == "random" else [None]:
+                name = f"{kind}_{level.strip().replace('/', '_')}"
+                if seed is not None:
+                    seed = _parse_seed(seed)
+                    name += f"_seed{seed}" if len(seeds) > 1 else ""
+                found[name] = kind, level, seed
+    return found
 
 
 def _combine():
@@ -207,6 +217,20 @@ def check_flags():
             "Winning and losing tickets need --scores, which `score "
             "--method=sensitivity` writes."
         )
+
+
+def files_of(call):
+    """Returns the names of the files that a call writes.
+
+    Args:
+        call: dict of str. Its flags.
+    """
+    names = [name for name in _SETS if call[name]]
+    if not names:
+        names = _names(
+            *(call[name].split(",") for name in ("kinds", "levels", "seeds"))
+        )
+    return [f"{name}.json" for name in ("tickets", *names)]
 
 
 def check_calls(calls, config):
