@@ -21,6 +21,7 @@ from bert_pruning.commands import flags as shared
 from bert_pruning.commands import inputs
 from bert_pruning.commands import multitask
 from bert_pruning.commands import pretraining
+from bert_pruning.commands import pruning_flags
 from bert_pruning.commands import question_answering
 from bert_pruning.compression import costs
 from bert_pruning.errors import UserError
@@ -705,6 +706,40 @@ def test_ways_to_prune_that_cannot_be_are_refused(
     assert status == 2
     assert message in err
     assert not run.exists() or not any(run.iterdir())
+
+
+def test_patience_may_wait_for_what_is_pruned_at_once(place, tmp_path):
+    status, _, err = train(
+        *(place, f"--output_dir={tmp_path}/run", "--pruning=magnitude"),
+        *("--sparsity=0.5", "--initial_sparsity=0.5", "--patience=1"),
+    )
+    assert status == 0, err
+
+
+def test_columns_of_zeros_are_warned_of(tmp_path, caplog):
+    path = tiny_runs.write_checkpoint(tmp_path / "model", SST2)
+    checkpoint = load_checkpoint(path)
+    for name in bert.encoder_kernels(checkpoint.config):
+        checkpoint.weights[name][:, ::2] = 0.0
+    with defined_flags("train") as flags:
+        for final, is_said in (("0.3", True), ("0.6", False)):
+            flags(["train", "--pruning=magnitude", f"--sparsity={final}"])
+            caplog.clear()
+            pruning_flags.check_model(checkpoint)
+            said = "kernels that are pruned 0.5000 lie in rows" in caplog.text
+            assert said == is_said
+
+
+def test_flags_that_scores_do_not_read_are_told(caplog):
+    with defined_flags("train") as flags, caplog.at_level("INFO"):
+        flags(["train", "--temperature=2"])
+        distillation_flags.note_regression("STS-B")
+        assert "STS-B is a regression" in caplog.text
+        assert caplog.text.rstrip().endswith("without --temperature.")
+        caplog.clear()
+        flags(["train", "--temperature=1"])
+        distillation_flags.note_regression("STS-B")
+        assert not caplog.text
 
 
 def test_a_loss_that_diverges_stops_with_the_step(place, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from defined_flags import defined_flags
 
-from bert_pruning.commands.recipe import read_recipe
+from bert_pruning.commands.recipe_file import read_recipe
 from bert_pruning.compression.tickets import Level
 from bert_pruning.modeling.config import BertConfig
 

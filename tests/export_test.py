@@ -610,7 +610,7 @@ def test_a_text_alone_needs_what_the_model_reads(tmp_path):
         (["--text=it", "--task_name=MRPC"], "--text_b"),
         (["--text=it", "--text_b=it", "--task_name=SST-2"], "one text"),
         (["--text=it", "--output_dir=out"], "--output_dir"),
-        (["--text=it", "--regression"], "without --regression"),
+        (["--text=it", "--cache_dir=x"], "without --cache_dir"),
         (["--text=it", "--task_name=SQuAD", "--doc_stride=9"], "--doc_stride"),
     ):
         assert message in predict(tmp_path / "model", *flags, status=2)

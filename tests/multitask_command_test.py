@@ -1,6 +1,7 @@
 """Several tasks, trained and used as typed."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -363,3 +364,16 @@ def test_the_task_must_be_said(place, tmp_path, name, flags, message):
     assert status == 2
     assert message in err
     assert contents(place) == before
+
+
+def test_what_is_refused_late_clears_nothing(place, tmp_path):
+    """The classifiers have names of their own, which the model alone knows."""
+    shutil.copytree(place / "run", tmp_path / "run")
+    before = contents(tmp_path / "run")
+    status, _, err = train(
+        *(place, tmp_path / "run", "--overwrite", "--pruning=magnitude"),
+        *("--sparsity=0.5", "--prune_targets=classifier"),
+    )
+    assert status == 2
+    assert "'classifier' fits no Dense layer" in err
+    assert contents(tmp_path / "run") == before

@@ -12,7 +12,7 @@ import tiny_runs
 
 from bert_pruning.commands import phases as command
 from bert_pruning.commands import settings
-from bert_pruning.commands.recipe import read_recipe
+from bert_pruning.commands.recipe_file import read_recipe
 from bert_pruning.compression.structure import Structure
 from bert_pruning.delivery import phases
 from bert_pruning.delivery.phases import Row

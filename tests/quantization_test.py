@@ -640,6 +640,9 @@ def test_export_checks_the_file_and_says_how_good_it_is(place, tmp_path):
     assert "eval_accuracy_file" in out
     error = export(place, "int8", output_dir=tmp_path / "out", status=2)
     assert "--overwrite" in error
+    flags = ("--quantization=int8", "--calibration_steps=5")
+    error = export(place, "int8", *flags, output_dir=tmp_path / "o", status=2)
+    assert "it has its ranges. Leave out --calibration_steps" in error
 
 
 @pytest.mark.parametrize(

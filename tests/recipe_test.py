@@ -13,7 +13,7 @@ import tiny_runs
 from folders import contents
 
 from bert_pruning.commands.flags import paths_of
-from bert_pruning.commands.recipe import read_recipe
+from bert_pruning.commands.recipe_file import read_recipe
 from bert_pruning.errors import UserError
 from bert_pruning.modeling.checkpoints import load_checkpoint
 
@@ -252,6 +252,12 @@ def test_a_chain_runs_and_is_not_run_twice(place, tmp_path):
     assert "from which it takes something, is to be run anew" in stale.stderr
     folders = ", ".join(f"{out}/{name}" for name in ("scores", "cut", "small"))
     assert f"Delete {folders} for new runs" in stale.stderr
+    # Of what was only begun, too.
+    (out / "small" / "DONE").unlink()
+    (out / "small" / "checkpoint").mkdir()
+    begun = run(place, f"--output_dir={out}")
+    assert "Stage small was begun, but stage teacher, from whi" in begun.stderr
+    assert f"Delete {folders} for new runs" in begun.stderr
 
 
 def test_a_wrong_flag_anywhere_is_found_before_the_first_stage(place, tmp_path):

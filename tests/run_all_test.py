@@ -309,6 +309,16 @@ def test_a_good_sweep_passes_the_checks(prepared, run_all_flags):
         ),
         ({"prune_flags": (*SHORT, "--block_size=0x1")}, "two positive sizes"),
         ({"prune_flags": (*SHORT, "--block_size=3x1")}, "does not divide"),
+        (
+            {
+                "tasks": ("MRPC",),
+                "prune_flags": (
+                    *(*SHORT, "--prune_targets=classifier"),
+                    "--block_size=1x3",
+                ),
+            },
+            "the kernel of classifier",
+        ),
         ({"prune_flags": ("--pruning=none",)}, "--sparsity needs --pruning"),
         ({"finetune_flags": ("--num_train_epochs=inf",)}, "must be finite"),
         ({"finetune_flags": ("--doc_stride=64",)}, "needs --task_name=SQuAD"),
@@ -335,6 +345,8 @@ def test_what_is_wrong_is_found_before_the_first_training(
     [
         ("--structure=a.json", "cut the checkpoint first"),
         ("--quantize=int8", "goes on with a finished run"),
+        ("--task_name=CoLA", "use --tasks. Received: CoLA in "),
+        ("--data_dir=nowhere", "Received: MRPC in nowhere"),
     ],
 )
 def test_a_flagfile_says_no_more_than_the_command_line(
@@ -346,20 +358,21 @@ def test_a_flagfile_says_no_more_than_the_command_line(
         preflight.check(make_sweep(folder, prune_flags=SHORT))
 
 
-def test_the_task_is_the_sweep_s_whatever_a_flagfile_says(
-    prepared, run_all_flags
-):
+def test_a_fine_tuning_has_no_teacher(prepared, run_all_flags):
     folder = prepared.output_dir.parent
-    other = ["--task_name=CoLA", "--data_dir=nowhere", "--seed=7"]
-    write(folder / "prune.cfg", [*PRUNE.split(), *other])
-    sweep = make_sweep(folder, finetune_flagfile=str(folder / "prune.cfg"))
-    for name, task in (("MRPC", "MRPC"), ("mine", "custom")):
-        finetuned = sweep.finetune_stages(name)["5e-5"]
-        for stage in (*finetuned, *sweep.prune_stages(name, "teacher")):
-            preflight._set_flags(stage)
-            assert run_all_flags.task_name == task
-            assert run_all_flags.data_dir.startswith(str(folder / "data"))
-            assert run_all_flags.seed == 42
+    lines = ["--distill=logits", "--teacher_checkpoint=x"]
+    write(folder / "finetune.cfg", lines)
+    path = str(folder / "finetune.cfg")
+    with pytest.raises(UserError, match="the best fine-tuned run is the"):
+        preflight.check(make_sweep(folder, finetune_flagfile=path))
+
+
+def test_a_flagfile_may_be_of_the_task(prepared, run_all_flags):
+    folder = prepared.output_dir.parent
+    write(
+        folder / "prune.cfg", [*PRUNE.split(), "--task_name=mrpc", "--seed=7"]
+    )
+    preflight.check(make_sweep(folder, tasks=("MRPC",), prune_flags=SHORT))
 
 
 def test_a_schedule_is_checked_in_its_steps(prepared, run_all_flags):
@@ -529,7 +542,6 @@ def test_what_goes_on_after_a_stop_is_said(run_all_flags, monkeypatch, capsys):
         (["--learning_rates="], "empty"),
         (["--seeds=-1"], "--seeds"),
         (["--noprune", "--sparsity=0.5"], "contradict"),
-        (["--noprune", "--prune_from=finetuned"], "contradict"),
         (["--prune_flagfile="], "How shall be pruned"),
         (["--tasks=squad"], "--tasks=squad"),
     ],

@@ -98,6 +98,11 @@ def main():
     return 0
 
 
+def splits_read():
+    """Returns which splits of a task of GLUE are read."""
+    return ("train",)
+
+
 def check_flags():
     """Finds what is wrong before anything is loaded."""
     shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")

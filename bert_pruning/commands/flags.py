@@ -399,9 +399,11 @@ def is_custom():
 def is_changed(name):
     """Whether a flag says anything else than its default.
 
-    A run's `flags.cfg` gives every flag, so being given says nothing.
+    A run's `flags.cfg` gives every flag, so being given says nothing. An empty
+    text takes back what was given before.
     """
-    return FLAGS[name].value != FLAGS[name].default
+    value, default = FLAGS[name].value, FLAGS[name].default
+    return value != default and not (value == "" and default is None)
 
 
 def check_length(config):

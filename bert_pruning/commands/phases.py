@@ -229,8 +229,10 @@ def _check_alike(trained, other):
 
 def _where(trained):
     path = trained.init_checkpoint
-    named = shared.paths_of("init_checkpoint", path)
-    is_there = all(map(os.path.exists, named))
+    is_there = all(
+        os.path.exists(name) or os.path.exists(f"{name}.index")
+        for name in shared.paths_of("init_checkpoint", path)
+    )
     return path if is_there else f"{path}, which is not there"
 
 

@@ -24,7 +24,6 @@ FLAGS = flags.FLAGS
 # What is not read of a single text.
 _OF_FILES = (
     *("data_dir", "output_dir", "split", "eval_batch_size", "cache_dir"),
-    *(*shared.COLUMNS.values(), "regression"),
 )
 
 

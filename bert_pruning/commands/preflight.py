@@ -50,14 +50,15 @@ def check(sweep: Sweep) -> dict[str, Task]:
             told together.
     """
     check_writable(sweep.output_dir)
-    stages = [stage for name in sweep.tasks for stage in _stages(sweep, name)]
+    stages = [
+        (name, stage) for name in sweep.tasks for stage in _stages(sweep, name)
+    ]
     # Cheap checks first, so that a wrong flag is answered at once.
     problems = _Problems()
-    for stage in stages:
+    for name, stage in stages:
         with problems.of(stage.title):
-            _set_flags(stage)
+            _check_decided(sweep, name, stage)
             train.check_flags()
-            _check_decided()
             _check_earlier_run(stage)
     problems.tell()
     tasks, num_steps = {}, {}
@@ -77,20 +78,23 @@ def check(sweep: Sweep) -> dict[str, Task]:
 
     with problems.of("--init_checkpoint"):
         checkpoint = load_checkpoint(sweep.init_checkpoint)
-        for stage in stages:
+        for name, stage in stages:
+            task = tasks.get(name)
             with problems.of(stage.title):
                 _set_flags(stage)
                 shared.check_length(checkpoint.config)
                 resolve_do_lower_case(checkpoint, FLAGS.do_lower_case)
                 pruning_flags.check_model(
-                    checkpoint, num_steps=num_steps.get(stage)
+                    checkpoint,
+                    num_outputs=task and task.num_outputs,
+                    num_steps=num_steps.get(stage),
                 )
                 # The teacher is fine-tuned from the same checkpoint.
                 pruning_flags.check_teacher(
                     checkpoint.config, checkpoint.config
                 )
     problems.tell()
-    waiting = sum(not stage.is_done for stage in stages)
+    waiting = sum(not stage.is_done for _, stage in stages)
     model_bytes = sum(array.nbytes for array in checkpoint.weights.values())
     if waiting:
         models = waiting + _MODELS_WHILE_TRAINING
@@ -171,11 +175,14 @@ def _stages(sweep, name):
 
 
 def _set_flags(stage):
+    _parse([*stage.arguments, f"--output_dir={stage.directory}"])
+
+
+def _parse(arguments):
     for name in train_flags():
         FLAGS[name].unparse()
-    command = [*stage.arguments, f"--output_dir={stage.directory}"]
     try:
-        rest = FLAGS(["train", *command])[1:]
+        rest = FLAGS(["train", *arguments])[1:]
     except flags.Error as error:
         raise UserError(str(error)) from error
     if rest:
@@ -185,13 +192,30 @@ def _set_flags(stage):
         )
 
 
-def _check_decided():
-    """What the command line is refused, a flagfile must not say either."""
-    for name in ("tickets", "sampling_temperature", "quantize", "structure"):
-        if shared.is_changed(name):
-            raise UserError(
-                f"--{name} is decided by the sweep: {DECIDED[name]}."
-            )
+def _check_decided(sweep, name, stage):
+    """Sets a stage's flags; a flagfile must not say what the sweep does."""
+    _parse(sweep.task_flags(name))
+    own = _which_task()
+    _set_flags(stage)
+    received = {
+        flag: FLAGS[flag].value
+        for flag in ("quantize", "structure")
+        if shared.is_changed(flag)
+    }
+    if FLAGS.teacher_checkpoint not in (None, "", _TEACHER):
+        received["teacher_checkpoint"] = FLAGS.teacher_checkpoint
+    if _which_task() != own:
+        received["task_name"] = f"{FLAGS.task_name} in {FLAGS.data_dir}"
+    if received:
+        flag, value = next(iter(received.items()))
+        raise UserError(
+            f"A flagfile gives --{flag}, which the sweep decides: "
+            f"{DECIDED[flag]}. Received: {value}."
+        )
+
+
+def _which_task():
+    return (FLAGS.task_name or "").lower(), settings.whole_path(FLAGS.data_dir)
 
 
 def _check_earlier_run(stage):

@@ -372,9 +372,22 @@ def check_model(
     if "classifier" in kernels:
         kernels["classifier"] = kernels["classifier"][0], num_outputs
     targets = sparsity.find_targets(kernels, pruning)
-    if FLAGS.pruning == "magnitude":
-        there = _kernels(checkpoint, heads)
-        sparsity.check_zeros(
-            {name: there[name] for name in sorted(targets & there.keys())},
-            pruning,
+    dead = _dead_share(_kernels(checkpoint, heads), targets)
+    if FLAGS.pruning == "magnitude" and dead > pruning.final:
+        shared.LOG.warning(
+            "Of the kernels that are pruned %.4f lie in rows or columns of "
+            "nothing but zeros. Where heads or neurons were cut out and filled "
+            "up again these stay zero, and there will be more zeros than "
+            "--sparsity=%g: take the smaller model.",
+            *(dead, pruning.final),
         )
+
+
+def _dead_share(kernels, targets):
+    """Returns how much of some kernels has a row or column of zeros."""
+    sizes = alive = 0
+    for name in targets & kernels.keys():
+        kept = kernels[name] != 0.0
+        sizes += kept.size
+        alive += kept.any(1).sum() * kept.any(0).sum()
+    return 1.0 - alive / sizes if sizes else 0.0

@@ -23,18 +23,16 @@ stage for each of their values, which --set gives with commas between:
 
 The first line is what {seed} stands for unless --set says otherwise.
 
-Lines may be continued by a backslash; # begins a comment. All flags, and what
-stages read that none before makes, are checked before the first stage; finished
-stages are skipped, and a killed one is resumed.
+Lines may be continued by a backslash; # begins a comment. All flags are checked
+before the first stage, and that what no stage makes is there: folders, and the
+files of GLUE. Finished stages are skipped, and a killed one is resumed.
 """
 
 import dataclasses
 import importlib
-import itertools
 import multiprocessing
 import os
 import re
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -44,7 +42,10 @@ from absl import flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.commands import settings
 from bert_pruning.commands import tickets
-from bert_pruning.commands.stages import Stage
+from bert_pruning.commands.recipe_file import NAMES
+from bert_pruning.commands.recipe_file import PLACEHOLDER
+from bert_pruning.commands.recipe_file import read_lines
+from bert_pruning.commands.recipe_file import read_recipe
 from bert_pruning.commands.stages import stop_on_signals
 from bert_pruning.data import tasks
 from bert_pruning.errors import UserError
@@ -53,33 +54,13 @@ from bert_pruning.outputs import check_writable
 
 FLAGS = flags.FLAGS
 
-COMMANDS = (
-    *("train", "evaluate", "predict", "score", "shrink", "tickets", "phases"),
-    *("augment", "prepare", "export"),
-)
-
-# What stands for a flag, used or not.
-_FLAGS = ("task_name", "data_dir", "init_checkpoint")
-
-# What commands read of the tasks of GLUE that they name.
-_READ = {
-    "train": ("train", "dev"),
-    "score": ("train",),
-    "augment": ("train",),
-}
-
 # What --set does not give.
 _DECIDED = {
-    **{name: f"--{name} does" for name in _FLAGS},
+    **{name: f"--{name} does" for name in NAMES},
     "task": "--task_name does",
     "here": "it is the recipe's folder",
     "runs": "it is --output_dir",
 }
-
-_LINE = re.compile(r"([\w{}-]+)\s*:\s*(.*)")
-_DEFAULT = re.compile(r"([\w.-]+)\s*=\s*(.*)")
-_OUTPUT_DIR = re.compile(r"--?output_dir\b")
-_PLACEHOLDER = re.compile(r"\{([\w.-]+)\}")
 
 # What `shrink` calls its run; the names are those of its flags.
 _SHAPE = re.compile(
@@ -106,7 +87,7 @@ def main():
     shared.require("recipe", "output_dir")
     check_writable(FLAGS.output_dir)
     if FLAGS.task_name and not any(
-        "{task" in line for _, line in _lines(FLAGS.recipe)
+        "{task" in line for _, line in read_lines(FLAGS.recipe)
     ):
         raise UserError(
             f"{FLAGS.recipe} says itself what is learnt. Leave out --task_name="
@@ -141,78 +122,8 @@ def main():
     return 0
 
 
-def read_recipe(path: str, values: dict, output_dir: Path) -> list[Stage]:
-    """Reads the stages of a recipe.
-
-    Args:
-        path: str. The file.
-        values: dict from str to str or None. What placeholders stand for.
-        output_dir: path. The folder above those of the stages.
-
-    Raises:
-        UserError: with file and line, if a line cannot be read, names an
-            unknown command, or has a placeholder that stands for nothing; or
-            if one that --set gives is not in the recipe.
-    """
-    given = values.keys() - {*_FLAGS, "task"}
-    values = {
-        **values,
-        "here": str(Path(path).parent),
-        "runs": str(output_dir),
-    }
-    stages, used = [], set()
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        default = _DEFAULT.fullmatch(line)
-        if default is not None:
-            used.update([default[1], *_PLACEHOLDER.findall(default[2])])
-            if values.get(default[1]) is None:
-                values[default[1]] = _fill(default[2], values, where)
-            continue
-        match = _LINE.fullmatch(line)
-        if match is None:
-            raise UserError(
-                f"{where}: expected NAME: COMMAND --flag=value. Received: "
-                f"{line}"
-            )
-        try:
-            words = shlex.split(match[2])
-        except ValueError as error:
-            raise UserError(f"{where}: {error}. Received: {line}") from error
-        for choice in _choices(match[1], values, where):
-            name = _fill(match[1], choice, where)
-            if values.get(name) is not None:
-                raise UserError(f"{where}: the name {name} is taken.")
-            parts = [_choose(part, choice) for part in words]
-            used.update(_PLACEHOLDER.findall(" ".join([match[1], *parts])))
-            # Filled after the split: values may hold spaces.
-            command, *arguments = [
-                _fill(part, values, where) for part in parts
-            ] or [""]
-            if any(_OUTPUT_DIR.match(argument) for argument in arguments):
-                raise UserError(
-                    f"{where}: a stage's --output_dir is a folder of its name "
-                    f"in that of the recipe. Leave it out of {name}."
-                )
-            if command not in COMMANDS:
-                raise UserError(
-                    f"{where}: a stage runs one of {', '.join(COMMANDS)}. "
-                    f"Received: {command!r}."
-                )
-            directory = output_dir / name
-            stages.append(Stage(name, directory, tuple(arguments), command))
-            values[name] = str(directory)
-    if not stages:
-        raise UserError(f"{path} has no stages.")
-    for name in sorted(given - used):
-        raise UserError(
-            f"--set={name}=...: nothing in {path} stands for {{{name}}}."
-        )
-    return stages
-
-
 def _values():
-    values = {name: FLAGS[name].value for name in _FLAGS}
+    values = {name: FLAGS[name].value for name in NAMES}
     values["task"] = None
     if FLAGS.task_name:
         # As the task spells it, not the person.
@@ -223,7 +134,7 @@ def _values():
         values["task"] = name.lower()
     for text in FLAGS.set:
         name, separator, value = text.partition("=")
-        if not separator or not _PLACEHOLDER.fullmatch(f"{{{name}}}"):
+        if not separator or not PLACEHOLDER.fullmatch(f"{{{name}}}"):
             raise UserError(f"--set needs NAME=VALUE. Received: {text}.")
         if name in _DECIDED:
             raise UserError(
@@ -232,74 +143,6 @@ def _values():
             )
         values[name] = value
     return values
-
-
-def _lines(path):
-    """Yields the number and text of each line, continued ones joined."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read {path}: {error}.") from error
-    begun, pending = 0, ""
-    for number, line in enumerate(text.splitlines(), 1):
-        begun = begun if pending else number
-        line = line.strip()
-        if line.startswith("#"):
-            continue
-        if line.endswith("\\"):
-            pending += line.removesuffix("\\")
-            continue
-        if pending + line:
-            yield begun, pending + line
-        pending = ""
-    if pending:
-        yield begun, pending
-
-
-def _choices(name, values, where):
-    """Yields the values of the placeholders in a name, in all combinations."""
-    names = list(dict.fromkeys(_PLACEHOLDER.findall(name)))
-    lists = [
-        [
-            choice.strip()
-            for choice in _fill(f"{{{n}}}", values, where).split(",")
-        ]
-        for n in names
-    ]
-    for found in itertools.product(*lists):
-        for n, choice in zip(names, found, strict=True):
-            if not re.fullmatch(r"[\w.-]+", choice):
-                advice = ""
-                if "/" in choice:
-                    advice = f" Write {choice.replace('/', '_')} for {choice}."
-                raise UserError(
-                    f"{where}: {{{n}}} names stages and needs words with "
-                    f"commas between. Received: {values[n]}.{advice}"
-                )
-        yield dict(zip(names, found, strict=True))
-
-
-def _choose(text, choice):
-    for name, value in choice.items():
-        text = text.replace(f"{{{name}}}", value)
-    return text
-
-
-def _fill(line, values, where):
-    def fill(match):
-        name = match[1]
-        value = values.get(name)
-        if value is None:
-            flag = f"--{name}" if name in values else f"--set={name}=..."
-            if name == "task":
-                flag = "--task_name"
-            raise UserError(
-                f"{where}: {{{name}}} stands for nothing. Give {flag}, or a "
-                "stage of this name before."
-            )
-        return value
-
-    return _PLACEHOLDER.sub(fill, line)
 
 
 def _find_waiting(stages):
@@ -324,17 +167,17 @@ def _find_waiting(stages):
             checked.append((stage, parsed))
             others = (*waiting, *stale)
             anew = [other for other in others if _refers_to(stage, other)]
-            finished = _finished(stage)
-            differing = _find_differing(finished or _begun(stage), parsed)
-            if anew and finished:
+            finished, begun = _finished(stage), _begun(stage)
+            state = "is finished" if finished else "was begun"
+            differing = _find_differing(finished or begun, parsed)
+            if differing:
                 stale[stage] = (
-                    f"is finished, but stage {anew[0].title}, from which it "
-                    "takes something, is to be run anew"
+                    f"{state}, but with other flags ({'; '.join(differing)})"
                 )
-            elif differing:
-                begun = "is finished" if finished else "was begun"
+            elif anew and (finished or begun):
                 stale[stage] = (
-                    f"{begun}, but with other flags ({'; '.join(differing)})"
+                    f"{state}, but stage {anew[0].title}, from which it takes "
+                    "something, is to be run anew"
                 )
             elif not finished:
                 waiting.append(stage)
@@ -359,8 +202,11 @@ def _check_tickets(checked):
         parsed.settings for stage, parsed in checked if stage.name == "tickets"
     ]
     kinds = {kind for call in calls for kind in call["kinds"].split(",")}
-    for stage, _ in checked:
-        if stage.name == "phases" and calls and "winning" not in kinds:
+    for stage, parsed in checked:
+        if stage.name != "phases" or not calls or "winning" in kinds:
+            continue
+        own = settings.whole_path(str(stage.directory.parent))
+        if parsed.settings["runs"] == own and not parsed.settings["tables"]:
             raise UserError(
                 f"Stage {stage.title} compares winning tickets with the whole "
                 f"model, but only {', '.join(sorted(kinds))} ones are drawn."
@@ -467,8 +313,8 @@ def _parse(stage):
         if rest:
             raise UserError(f"flags look like --flag=value, not {rest[0]!r}.")
         command.check_flags()
-        if stage.name in _READ:
-            shared.check_task_files(_READ[stage.name])
+        if hasattr(command, "splits_read"):
+            shared.check_task_files(command.splits_read())
     except (UserError, flags.Error) as error:
         return str(error), None
     found = settings.read(shared.flags_as_text(), defaults)

@@ -236,8 +236,6 @@ def _read_sweep():
     }
     if not FLAGS.prune:
         unused = [name for name in PRUNE_FLAGS if name in given]
-        if FLAGS["prune_from"].present:
-            unused.append("prune_from")
         if unused:
             raise UserError(f"--noprune and --{unused[0]} contradict.")
     elif not FLAGS.prune_flagfile and "distill" not in given:

@@ -87,6 +87,11 @@ def main():
     return 0
 
 
+def splits_read():
+    """Returns which splits of a task of GLUE are read."""
+    return () if FLAGS.method in _FROM_WEIGHTS else ("train",)
+
+
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("init_checkpoint", "output_dir")

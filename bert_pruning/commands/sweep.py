@@ -21,8 +21,8 @@ from bert_pruning.errors import UserError
 class Sweep:
     """Which runs there are, where they go and with which flags.
 
-    The flags of a run, the later ones winning: those of the stage's flagfile,
-    of the task's own `task.cfg`, of the sweep, and the person's.
+    The flags of a run, the later ones winning: those of the task's own
+    `task.cfg`, of the stage's flagfile, of the sweep, and the person's.
 
     Args:
         data_dir: str. Holds one folder per task, or is "tfds".
@@ -77,8 +77,8 @@ class Sweep:
                     f"{task}, fine-tuning at {rate}",
                     self.finetune_dir / task / f"lr_{rate}",
                     seed,
+                    *self.task_flags(task),
                     *_flagfile(self.finetune_flagfile, task),
-                    *self._task_flags(task),
                     f"--init_checkpoint={self.init_checkpoint}",
                     f"--learning_rate={rate}",
                     *self.finetune_flags,
@@ -101,8 +101,8 @@ class Sweep:
                 f"{task}, pruning",
                 self.prune_dir / task,
                 seed,
+                *self.task_flags(task),
                 *_flagfile(self.prune_flagfile, task),
-                *self._task_flags(task),
                 f"--init_checkpoint={begin[self.prune_from]}",
                 f"--teacher_checkpoint={teacher}",
                 *self.prune_flags,
@@ -118,7 +118,8 @@ class Sweep:
         cache = f"--cache_dir={self.output_dir / 'cache'}"
         return Stage(title, directory, (cache, *arguments, f"--seed={seed}"))
 
-    def _task_flags(self, task):
+    def task_flags(self, task: str) -> tuple[str, ...]:
+        """The flags that say which task it is, and where its data are."""
         if task in TASKS:
             return (f"--task_name={task}", f"--data_dir={self.data_dir}")
         folder = os.path.join(self.data_dir, task)

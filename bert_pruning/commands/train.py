@@ -141,6 +141,11 @@ def main():
     return 0
 
 
+def splits_read():
+    """Returns which splits of a task of GLUE are read."""
+    return ("dev",) if FLAGS.aug_train else ("train", "dev")
+
+
 def check_flags():
     """Finds what contradicts itself before anything is loaded."""
     shared.require("task_name", "data_dir", "init_checkpoint", "output_dir")
@@ -177,6 +182,7 @@ def check_flags():
         FLAGS.patience is not None
         and FLAGS.pruning == "magnitude"
         and FLAGS.pruning_end == 1.0
+        and FLAGS.initial_sparsity != FLAGS.sparsity
     ):
         raise UserError(
             "--patience counts from the first evaluation at the final "

@@ -19,8 +19,6 @@ ENCODER_KERNELS = (
     "layer_*_output",  # of attention too: layer_0_attention_output
 )
 
-# How far from the share of zeros that was asked for a kernel may end.
-TOLERANCE = 0.005
 
 DISTRIBUTIONS = ("uniform", "global", "erdos_renyi")
 REGROWTHS = ("none", "shadow", "straight_through")
@@ -267,42 +265,6 @@ def find_targets(kernels, sparsity):
                 f"columns of {name}, of {rows} weights each."
             )
     return targets
-
-
-def check_zeros(kernels, sparsity):
-    """Checks that kernels have no more dead rows and columns than zeros asked.
-
-    A head or neuron that is zero throughout, as where a smaller model was
-    filled up, gets no gradient and stays so, whatever the masks say.
-
-    Args:
-        kernels: dict from the name of a Dense layer that is pruned to its
-            kernel.
-        sparsity: Sparsity.
-
-    Raises:
-        UserError: naming the layer.
-    """
-    if not kernels:
-        return
-    dead = {}
-    for name, kernel in kernels.items():
-        alive = (kernel != 0.0).any(1).sum() * (kernel != 0.0).any(0).sum()
-        dead[name] = costs.Count(kernel.size, kernel.size - int(alive))
-    shapes = [kernel.shape for kernel in kernels.values()]
-    kept = sparsity.kept_counts(shapes, sparsity.update_end_step)
-    if sparsity.distribution == "global":
-        dead = {"The model": _sum(dead, dead)}
-    for (name, count), number in zip(dead.items(), kept, strict=True):
-        asked = 1.0 - number / count.size
-        if count.sparsity > asked + TOLERANCE:
-            raise UserError(
-                f"{name} has rows or columns of nothing but zeros, "
-                f"{count.sparsity:.4f} of it. They cannot be trained, and are "
-                f"more than the {asked:.4f} that are to be pruned. Were heads "
-                "or neurons cut out, and the matrices filled up again? Give "
-                "the smaller model."
-            )
 
 
 def find_pattern(kernels, least=None):
