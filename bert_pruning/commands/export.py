@@ -27,8 +27,6 @@ from absl import flags
 from bert_pruning.commands import flags as shared
 from bert_pruning.data.task import stored_title
 from bert_pruning.delivery import quantizations
-from bert_pruning.delivery.quantizations import OF_FORMAT
-from bert_pruning.delivery.quantizations import QUANTIZATIONS
 from bert_pruning.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -45,11 +43,13 @@ def define_flags():
     flags.DEFINE_string("init_checkpoint", None, "The model.")
     flags.DEFINE_string("output_dir", None, "The folder to write.")
     flags.DEFINE_bool("overwrite", False, "Replace what is in --output_dir.")
-    flags.DEFINE_enum("format", "tflite", list(OF_FORMAT), "What is written.")
+    flags.DEFINE_enum(
+        "format", "tflite", list(quantizations.OF_FORMAT), "What is written."
+    )
     flags.DEFINE_enum(
         "quantization",
         None,
-        QUANTIZATIONS,
+        quantizations.QUANTIZATIONS,
         "How numbers are kept; left out, as the model has them. dynamic_int8: "
         "weights in 8 bits, inputs of products rounded as they come. int8: all "
         "in 8 bits; of a model that was not trained so the ranges are found on "
@@ -256,7 +256,8 @@ def _find_quantization(checkpoint):
             f"{checkpoint.path} was trained to compute in 8 bits: it has its "
             "ranges. Leave out --calibration_steps."
         )
-    return asked or ("int8" if "int8" in OF_FORMAT[FLAGS.format] else "none")
+    has_int8 = "int8" in quantizations.OF_FORMAT[FLAGS.format]
+    return asked or ("int8" if has_int8 else "none")
 
 
 def _calibrate(inputs, checkpoint, task):

@@ -22,9 +22,7 @@ from bert_pruning.errors import UserError
 FLAGS = flags.FLAGS
 
 # What is not read of a single text.
-_OF_FILES = (
-    *("data_dir", "output_dir", "split", "eval_batch_size", "cache_dir"),
-)
+_OF_FILES = ("data_dir", "output_dir", "split", "eval_batch_size", "cache_dir")
 
 
 def define_flags():

@@ -66,7 +66,7 @@ def check(sweep: Sweep) -> dict[str, Task]:
         with problems.of(name):
             of_task = _stages(sweep, name)
             _set_flags(of_task[0])
-            tasks[name] = shared.find_task()
+            tasks[name] = shared.find_training_task("train on")
             labels = _read_labels(tasks[name])
             for stage in of_task:
                 with problems.of(stage.title):
@@ -197,21 +197,25 @@ def _check_decided(sweep, name, stage):
     _parse(sweep.task_flags(name))
     own = _which_task()
     _set_flags(stage)
-    received = {
-        flag: FLAGS[flag].value
-        for flag in ("quantize", "structure")
-        if shared.is_changed(flag)
-    }
-    if FLAGS.teacher_checkpoint not in (None, "", _TEACHER):
-        received["teacher_checkpoint"] = FLAGS.teacher_checkpoint
-    if _which_task() != own:
-        received["task_name"] = f"{FLAGS.task_name} in {FLAGS.data_dir}"
-    if received:
-        flag, value = next(iter(received.items()))
-        raise UserError(
-            f"A flagfile gives --{flag}, which the sweep decides: "
-            f"{DECIDED[flag]}. Received: {value}."
-        )
+    for flag, value, is_other in (
+        ("quantize", FLAGS.quantize, shared.is_changed("quantize")),
+        ("structure", FLAGS.structure, shared.is_changed("structure")),
+        (
+            "teacher_checkpoint",
+            FLAGS.teacher_checkpoint,
+            FLAGS.teacher_checkpoint not in (None, "", _TEACHER),
+        ),
+        (
+            "task_name",
+            f"{FLAGS.task_name} in {FLAGS.data_dir}",
+            _which_task() != own,
+        ),
+    ):
+        if is_other:
+            raise UserError(
+                f"A flagfile gives --{flag}, which the sweep decides: "
+                f"{DECIDED[flag]}. Received: {value}."
+            )
 
 
 def _which_task():
@@ -239,7 +243,6 @@ def _check_earlier_run(stage):
 
 def _read_labels(task):
     """Reads what a training reads of a task; returns the training labels."""
-    shared.check_trainable(task, "train on")
     labels = {}
     for split in task.splits:
         if split == "train" or split.startswith("dev"):
@@ -252,6 +255,7 @@ def _read_labels(task):
 def _count_steps(task, labels):
     """Returns the steps of a stage that trains on rows with such labels."""
     from bert_pruning.commands import assembly
+    from bert_pruning.data import pipeline
     from bert_pruning.data import shards
     from bert_pruning.data import subsets
 
@@ -263,5 +267,7 @@ def _count_steps(task, labels):
             labels, FLAGS.train_fraction, FLAGS.subset_seed
         )
         rows = [len(drawn)]
-    batches = [max(count // FLAGS.train_batch_size, 1) for count in rows]
-    return assembly.plan_for(sum(batches)).num_steps
+    num_batches = sum(
+        pipeline.count_batches(count, FLAGS.train_batch_size) for count in rows
+    )
+    return assembly.plan_for(num_batches).num_steps

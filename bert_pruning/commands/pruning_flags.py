@@ -372,8 +372,10 @@ def check_model(
     if "classifier" in kernels:
         kernels["classifier"] = kernels["classifier"][0], num_outputs
     targets = sparsity.find_targets(kernels, pruning)
+    if FLAGS.pruning == "lock":
+        return
     dead = _dead_share(_kernels(checkpoint, heads), targets)
-    if FLAGS.pruning == "magnitude" and dead > pruning.final:
+    if dead > pruning.final:
         shared.LOG.warning(
             "Of the kernels that are pruned %.4f lie in rows or columns of "
             "nothing but zeros. Where heads or neurons were cut out and filled "

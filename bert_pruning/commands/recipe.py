@@ -51,6 +51,7 @@ from bert_pruning.data import tasks
 from bert_pruning.errors import UserError
 from bert_pruning.modeling import checkpoints
 from bert_pruning.outputs import check_writable
+from bert_pruning.training.run import is_begun
 
 FLAGS = flags.FLAGS
 
@@ -167,7 +168,8 @@ def _find_waiting(stages):
             checked.append((stage, parsed))
             others = (*waiting, *stale)
             anew = [other for other in others if _refers_to(stage, other)]
-            finished, begun = _finished(stage), _begun(stage)
+            finished = _finished(stage)
+            begun = [stage.directory] if is_begun(stage.directory) else []
             state = "is finished" if finished else "was begun"
             differing = _find_differing(finished or begun, parsed)
             if differing:
@@ -201,18 +203,23 @@ def _check_tickets(checked):
     calls = [
         parsed.settings for stage, parsed in checked if stage.name == "tickets"
     ]
+    if not calls:
+        return
     kinds = {kind for call in calls for kind in call["kinds"].split(",")}
     for stage, parsed in checked:
-        if stage.name != "phases" or not calls or "winning" in kinds:
-            continue
         own = settings.whole_path(str(stage.directory.parent))
-        if parsed.settings["runs"] == own and not parsed.settings["tables"]:
+        if (
+            stage.name == "phases"
+            and parsed.settings["runs"] == own
+            and not parsed.settings["tables"]
+            and "winning" not in kinds
+        ):
             raise UserError(
                 f"Stage {stage.title} compares winning tickets with the whole "
                 f"model, but only {', '.join(sorted(kinds))} ones are drawn."
             )
     is_cut = any(stage.name == "shrink" for stage, _ in checked)
-    if not calls or is_cut or not FLAGS.init_checkpoint:
+    if is_cut or not FLAGS.init_checkpoint:
         return
     checkpoint = checkpoints.load_checkpoint(FLAGS.init_checkpoint)
     tickets.check_calls(calls, checkpoint.config)
@@ -268,13 +275,6 @@ def _finished(stage):
         for folder in folders
         if (folder / "DONE").exists() and (folder / "flags.cfg").exists()
     ]
-
-
-def _begun(stage):
-    """Returns the folder of a run that a stage would resume, if any."""
-    folder = stage.directory
-    is_begun = (folder / "flags.cfg").exists()
-    return [folder] if is_begun and (folder / "checkpoint").is_dir() else []
 
 
 def _find_differing(folders, parsed):

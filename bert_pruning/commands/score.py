@@ -18,7 +18,9 @@ FLAGS = flags.FLAGS
 # They need no data.
 _FROM_WEIGHTS = ("magnitude", "random")
 _OF_DATA = (
-    *("teacher_checkpoint", "distill", "hard_label_weight"),
+    "teacher_checkpoint",
+    "distill",
+    "hard_label_weight",
     "train_fraction",
 )
 

@@ -234,10 +234,14 @@ class Pruner(keras.callbacks.Callback):
 
     def measured(self):
         """Returns a `costs.Count` of each target kernel, by layer name."""
-        return {
-            name: costs.count(wrapper.pruning_vars[0][0].numpy())
-            for name, wrapper in self.wrappers.items()
-        }
+        return self._count(lambda kernel, mask: kernel)
+
+    def _count(self, choose):
+        found = {}
+        for name, wrapper in self.wrappers.items():
+            kernel, mask, _ = wrapper.pruning_vars[0]
+            found[name] = costs.count(choose(kernel, mask).numpy())
+        return found
 
     def check_reached(self):
         """Fails loudly if the final sparsity was missed.
@@ -248,7 +252,8 @@ class Pruner(keras.callbacks.Callback):
             RuntimeError: if a kernel has fewer zeros, or its mask more, than
                 the target, by more than half a percent.
         """
-        counts, masked = self.measured(), self._masked()
+        counts = self.measured()
+        masked = self._count(lambda kernel, mask: mask)
         kept = self.sparsity.kept_counts(
             self._shapes(), self.sparsity.update_end_step
         )
@@ -273,13 +278,6 @@ class Pruner(keras.callbacks.Callback):
                     f"{masked[name].sparsity:.4f} by its mask, instead of "
                     f"{expected:.4f}. The run is not finished."
                 )
-
-    def _masked(self):
-        """The same of the masks of `measured`."""
-        return {
-            name: costs.count(wrapper.pruning_vars[0][1].numpy())
-            for name, wrapper in self.wrappers.items()
-        }
 
 
 def _update(function, variable, other):

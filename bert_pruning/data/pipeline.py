@@ -205,7 +205,7 @@ class TrainBatches:
         self.window = window
         self.num_batches = -(-len(dataset) // batch_size)
         if drop_remainder:
-            self.num_batches = max(len(dataset) // batch_size, 1)
+            self.num_batches = count_batches(len(dataset), batch_size)
 
     @property
     def label_dtype(self) -> np.dtype:
@@ -240,6 +240,11 @@ class TrainBatches:
             order[batch * self.batch_size : (batch + 1) * self.batch_size]
             for batch in random.permutation(self.num_batches)
         ]
+
+
+def count_batches(num_rows: int, batch_size: int) -> int:
+    """Returns the batches of an epoch that rows fill, one at least."""
+    return max(num_rows // batch_size, 1)
 
 
 def prefetch(batches: Iterator[dict]) -> Iterator[dict]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from bert_pruning.data.pipeline import EncodedDataset
 from bert_pruning.data.pipeline import TrainBatches
+from bert_pruning.data.pipeline import count_batches
 from bert_pruning.data.reading import Examples
 from bert_pruning.data.reading import read_examples
 from bert_pruning.data.task import Task
@@ -156,7 +157,7 @@ class ShardedBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.pad_multiple = pad_multiple
-        self._counts = [max(size // batch_size, 1) for size in rows]
+        self._counts = [count_batches(size, batch_size) for size in rows]
 
     @property
     def num_batches(self) -> int:

@@ -99,11 +99,7 @@ class Run:
                 "replaced. Choose another --output_dir."
             )
         check_writable(self.directory)
-        self.is_resumed = (
-            not overwrite
-            and begun.exists()
-            and self.path("checkpoint").is_dir()
-        )
+        self.is_resumed = not overwrite and is_begun(self.directory)
         if self.is_resumed:
             _check_same_flags(directory, begun.read_text(), flags)
 
@@ -224,6 +220,13 @@ def read_results(path):
         key, _, value = line.partition(" = ")
         results[key] = float(value)
     return results
+
+
+def is_begun(directory):
+    """Whether a directory holds a run that the same command would resume."""
+    directory = pathlib.Path(directory)
+    has_flags = (directory / "flags.cfg").exists()
+    return has_flags and (directory / "checkpoint").is_dir()
 
 
 def parse_flags(text):
